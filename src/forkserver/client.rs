@@ -1,0 +1,161 @@
+//! The host's side of a forkserver.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::control::{COMMAND_LEN, Command};
+use crate::error::Error;
+use crate::sys;
+use crate::transport::HostChannel;
+
+/// How long an orderly end may take before it is left to itself.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// A worker that is being forked.
+#[derive(Debug)]
+pub struct ForkedWorker {
+    /// Its number, unique in its forkserver.
+    pub id: u64,
+    /// The way to it.
+    pub channel: HostChannel,
+    /// Where its forkserver tells of it.
+    pub notice: OwnedFd,
+}
+
+/// Who has to be reaped once the forkserver runs.
+#[derive(Debug)]
+enum Launcher {
+    /// The interpreter that forked the guard and left.
+    Interpreter(Child),
+    /// The guard itself, a direct child: a copy of the host.
+    Guard(i32),
+    /// Nobody any more.
+    None,
+}
+
+/// A running forkserver. Dropping it ends it, and with it all its workers.
+#[derive(Debug)]
+pub struct Forkserver {
+    control: Mutex<OwnedFd>,
+    life: OwnedFd,
+    launcher: Mutex<Launcher>,
+    next_worker: AtomicU64,
+    lost: AtomicBool,
+}
+
+impl Forkserver {
+    /// Starts a fresh interpreter that is to call [`boot`](super::boot) on its standard input.
+    pub fn launch(program: &str, arguments: &[String], environment: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, Error> {
+        let (server, theirs) = Self::prepare()?;
+        let child = sys::spawn_interpreter(program, arguments, environment, theirs)
+            .map_err(Error::forkserver("run the interpreter"))?;
+        *server.launcher() = Launcher::Interpreter(child);
+        Ok(server)
+    }
+
+    /// Makes the host's side, and the end to give to a copy of the host that becomes the
+    /// forkserver.
+    pub fn prepare() -> Result<(Self, OwnedFd), Error> {
+        let sockets = Error::forkserver("make sockets");
+        let (control, theirs) = sys::socket_pair().map_err(&sockets)?;
+        let (life, guard_life) = sys::socket_pair().map_err(&sockets)?;
+        // Beside the life socket, which a forked child of the host may hold open by accident.
+        let end = sys::own_end();
+        let fds: Vec<_> = std::iter::once(&guard_life).chain(&end).map(AsFd::as_fd).collect();
+        sys::send_message(control.as_fd(), &Command::Attach.encode(), &fds).map_err(sockets)?;
+        let server = Self {
+            control: Mutex::new(control),
+            life,
+            launcher: Mutex::new(Launcher::None),
+            next_worker: AtomicU64::new(1),
+            lost: AtomicBool::new(false),
+        };
+        Ok((server, theirs))
+    }
+
+    /// Remembers the copy of the host that was forked, to reap it at the end.
+    pub fn set_guard(&self, pid: i32) {
+        *self.launcher() = Launcher::Guard(pid);
+    }
+
+    fn launcher(&self) -> std::sync::MutexGuard<'_, Launcher> {
+        self.launcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn command(&self, command: Command, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: [u8; COMMAND_LEN] = command.encode();
+        sys::send_message(control.as_fd(), &bytes, fds)
+    }
+
+    /// Asks for a new worker. Whether it came to be, its notice pipe tells.
+    pub fn fork_worker(&self, exec: bool) -> Result<ForkedWorker, Error> {
+        let (channel, segment, socket) = HostChannel::create().map_err(Error::system("make shared memory"))?;
+        let (notice, theirs) = sys::pipe().map_err(Error::system("make a pipe"))?;
+        let id = self.next_worker.fetch_add(1, Ordering::Relaxed);
+        self.command(Command::Fork { worker: id, exec }, &[segment.as_fd(), socket.as_fd(), theirs.as_fd()])
+            .map_err(Error::forkserver("ask for a worker"))?;
+        Ok(ForkedWorker { id, channel, notice })
+    }
+
+    /// Sends a signal to a worker; one that has ended is passed over.
+    pub fn signal(&self, worker: u64, signal: i32) -> io::Result<()> {
+        self.command(Command::Signal { worker, signal }, &[])
+    }
+
+    /// Kills a worker and all that descends from it.
+    pub fn kill(&self, worker: u64) -> io::Result<()> {
+        self.command(Command::Kill { worker }, &[])
+    }
+
+    /// Asks the forkserver to import modules before it forks further workers.
+    pub fn preload(&self, modules: &str) -> io::Result<()> {
+        let file = sys::Blob::create(&[modules.as_bytes()])?;
+        self.command(Command::Preload { len: modules.len() as u64 }, &[file.as_fd()])
+    }
+
+    /// The forkserver answers: reaps the interpreter that launched it.
+    pub fn is_up(&self) {
+        let mut launcher = self.launcher();
+        if let Launcher::Interpreter(child) = &mut *launcher {
+            // It left before the forkserver served anybody, so this does not wait. That somebody
+            // else reaped it (`os.wait` in another thread) is fine.
+            let _ = child.wait();
+            *launcher = Launcher::None;
+        }
+    }
+
+    /// Marks it as useless: it ended, or does not do as it is told.
+    pub fn set_lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is useless.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Ends the forkserver and all its workers, and waits until nothing is left of them.
+    pub fn shutdown(&self) {
+        self.set_lost();
+        // The guard sees the end of file, though this process still holds the socket and reads
+        // from it the end of the guard.
+        if sys::half_close(self.life.as_fd()).is_ok() {
+            let _ = sys::wait_readable(self.life.as_fd(), END_LIMIT);
+        }
+        match std::mem::replace(&mut *self.launcher(), Launcher::None) {
+            Launcher::Interpreter(mut child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Launcher::Guard(pid) => {
+                let _ = sys::reap(pid);
+            }
+            Launcher::None => {}
+        }
+    }
+}

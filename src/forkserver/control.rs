@@ -1,0 +1,162 @@
+//! The messages between host and forkserver, of fixed size.
+
+use std::io;
+
+use crate::sys::ExitStatus;
+
+/// Bytes of a command.
+pub const COMMAND_LEN: usize = 32;
+/// Bytes of a notice.
+pub const NOTICE_LEN: usize = 16;
+
+/// From the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The first message; brings the life socket, and the host's pidfd where there is one.
+    Attach,
+    /// Fork a worker; brings segment, socket and notice pipe.
+    Fork {
+        /// The worker's number, unique in this forkserver.
+        worker: u64,
+        /// Whether the worker is a fresh interpreter.
+        exec: bool,
+    },
+    /// Send a signal to a worker.
+    Signal {
+        /// The worker.
+        worker: u64,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Kill a worker and all that descends from it.
+    Kill {
+        /// The worker.
+        worker: u64,
+    },
+    /// Import modules; brings a file with their names.
+    Preload {
+        /// The file's length.
+        len: u64,
+    },
+}
+
+/// To the host, about one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It exists.
+    Forked {
+        /// Its pid.
+        pid: i32,
+    },
+    /// It could not be forked.
+    ForkFailed {
+        /// The system's error number.
+        errno: i32,
+    },
+    /// It ended and was reaped, and so was all it had started.
+    Exited {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its peak resident memory in bytes.
+        peak_memory: u64,
+    },
+    /// It and all it had started were killed and run no more code, but the kernel is still
+    /// tearing down their memory.
+    Killed,
+}
+
+fn encode<const N: usize>(kind: u32, number: i32, value: u64, other: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    bytes[4..8].copy_from_slice(&number.to_le_bytes());
+    bytes[8..16].copy_from_slice(&value.to_le_bytes());
+    if let Some(rest) = bytes.get_mut(16..24) {
+        rest.copy_from_slice(&other.to_le_bytes());
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> (u32, i32, u64, u64) {
+    let half = |at: usize| bytes[at..at + 4].try_into().expect("four bytes");
+    let word = |at: usize| bytes.get(at..at + 8).map_or([0; 8], |word| word.try_into().expect("eight bytes"));
+    (u32::from_le_bytes(half(0)), i32::from_le_bytes(half(4)), u64::from_le_bytes(word(8)), u64::from_le_bytes(word(16)))
+}
+
+fn unknown(what: &str, kind: u32) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} of unknown kind {kind}"))
+}
+
+impl Command {
+    /// To bytes.
+    pub fn encode(self) -> [u8; COMMAND_LEN] {
+        match self {
+            Self::Attach => encode(1, 0, 0, 0),
+            Self::Fork { worker, exec } => encode(2, i32::from(exec), worker, 0),
+            Self::Signal { worker, signal } => encode(3, signal, worker, 0),
+            Self::Kill { worker } => encode(4, 0, worker, 0),
+            Self::Preload { len } => encode(5, 0, len, 0),
+        }
+    }
+
+    /// From bytes.
+    pub fn decode(bytes: &[u8; COMMAND_LEN]) -> io::Result<Self> {
+        match decode(bytes) {
+            (1, ..) => Ok(Self::Attach),
+            (2, exec, worker, _) => Ok(Self::Fork { worker, exec: exec != 0 }),
+            (3, signal, worker, _) => Ok(Self::Signal { worker, signal }),
+            (4, _, worker, _) => Ok(Self::Kill { worker }),
+            (5, _, len, _) => Ok(Self::Preload { len }),
+            (kind, ..) => Err(unknown("command", kind)),
+        }
+    }
+}
+
+impl Notice {
+    /// To bytes.
+    pub fn encode(self) -> [u8; NOTICE_LEN] {
+        match self {
+            Self::Forked { pid } => encode(1, pid, 0, 0),
+            Self::ForkFailed { errno } => encode(2, errno, 0, 0),
+            Self::Exited { status, peak_memory } => encode(3, status.0, peak_memory, 0),
+            Self::Killed => encode(4, 0, 0, 0),
+        }
+    }
+
+    /// From bytes.
+    pub fn decode(bytes: &[u8; NOTICE_LEN]) -> io::Result<Self> {
+        match decode(bytes) {
+            (1, pid, ..) => Ok(Self::Forked { pid }),
+            (2, errno, ..) => Ok(Self::ForkFailed { errno }),
+            (3, status, peak_memory, _) => Ok(Self::Exited { status: ExitStatus(status), peak_memory }),
+            (4, ..) => Ok(Self::Killed),
+            (kind, ..) => Err(unknown("notice", kind)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        for command in [
+            Command::Attach,
+            Command::Fork { worker: 1 << 40, exec: true },
+            Command::Signal { worker: 3, signal: 62 },
+            Command::Kill { worker: 4 },
+            Command::Preload { len: 9 },
+        ] {
+            assert_eq!(command, Command::decode(&command.encode()).unwrap());
+        }
+        for notice in [
+            Notice::Forked { pid: 77 },
+            Notice::ForkFailed { errno: 11 },
+            Notice::Exited { status: ExitStatus(-9), peak_memory: 1 << 40 },
+            Notice::Killed,
+        ] {
+            assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
+        }
+        assert!(Command::decode(&[0; COMMAND_LEN]).is_err() && Notice::decode(&[9; NOTICE_LEN]).is_err());
+    }
+}

@@ -1,0 +1,334 @@
+//! The forkserver's loop.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::control::{COMMAND_LEN, Command, Notice};
+use super::guard;
+use crate::sys::{self, Blob, ChildSignal, Interest, Reaped, Waiter};
+use crate::time::Moment;
+
+/// How long a caller waits for the kernel to tear down killed processes.
+const TEAR_DOWN_LIMIT: Duration = Duration::from_millis(20);
+/// How often a sweep looks again even if no child's end woke it.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Bounds one system call; nothing depends on its length.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What the loop needs of the interpreter that it runs in.
+pub trait Interpreter {
+    /// Forks: the child's pid in the parent, `None` in the child.
+    fn fork(&mut self) -> io::Result<Option<i32>>;
+    /// Imports modules whose names are separated by commas. A failure is left to the worker that
+    /// needs the module, which tries again and can say so.
+    fn preload(&mut self, modules: &str);
+}
+
+/// A new worker's ends of its channel.
+#[derive(Debug)]
+pub struct WorkerEnds {
+    /// The file behind the segment.
+    pub segment: OwnedFd,
+    /// The socket beside it.
+    pub socket: OwnedFd,
+    /// Whether to go on in a fresh interpreter.
+    pub exec: bool,
+}
+
+/// Where [`boot`] comes out.
+#[derive(Debug)]
+pub enum Booted {
+    /// In a new worker.
+    Worker(WorkerEnds),
+    /// In the forkserver, at its end: all workers are gone.
+    Ended,
+}
+
+/// Turns this process into guard and forkserver. Returns in each worker, and at the end.
+///
+/// With `detach`, this process leaves at once and its child goes on, so that a host's `os.wait()`
+/// never sees a child of ours.
+pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
+    sys::become_leader()?;
+    let mut commands = Commands { control, partial: Vec::new(), fds: Vec::new() };
+    let life = match commands.wait_first()? {
+        (Command::Attach, fds) if !fds.is_empty() => fds,
+        (other, _) => return Err(io::Error::other(format!("first command was {other:?}"))),
+    };
+    if detach && interpreter.fork()?.is_some() {
+        sys::exit_now(0);
+    }
+    sys::become_subreaper()?;
+    let (server_life, server_lives) = sys::pipe()?;
+    let (guard_life, guard_lives) = sys::pipe()?;
+    if interpreter.fork()?.is_some() {
+        drop((commands, server_lives, guard_life));
+        let _held = guard_lives;
+        guard::stand(&life, &server_life);
+    }
+    // The life socket must have no holder but the guard: its end means that nothing is left.
+    drop((life, server_life, guard_lives));
+    sys::become_subreaper()?;
+    let server = Server {
+        pid: sys::pid(),
+        commands,
+        guard: guard_life,
+        _lives: server_lives,
+        signal: ChildSignal::install()?,
+        children: Vec::new(),
+    };
+    server.serve(interpreter)
+}
+
+/// The control socket, message by message.
+#[derive(Debug)]
+struct Commands {
+    control: OwnedFd,
+    partial: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Commands {
+    /// The next command with its descriptors; `Ok(None)` if there is none yet, an error of kind
+    /// `UnexpectedEof` if the host is gone.
+    fn next(&mut self) -> io::Result<Option<(Command, Vec<OwnedFd>)>> {
+        while self.partial.len() < COMMAND_LEN {
+            let mut bytes = [0; COMMAND_LEN];
+            let missing = COMMAND_LEN - self.partial.len();
+            let Some(received) = sys::receive(self.control.as_fd(), &mut bytes[..missing])? else {
+                return Ok(None);
+            };
+            if received.bytes == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.partial.extend_from_slice(&bytes[..received.bytes]);
+            self.fds.extend(received.fds);
+        }
+        let bytes: [u8; COMMAND_LEN] = self.partial[..].try_into().expect("just that many were read");
+        self.partial.clear();
+        Ok(Some((Command::decode(&bytes)?, std::mem::take(&mut self.fds))))
+    }
+
+    fn wait_first(&mut self) -> io::Result<(Command, Vec<OwnedFd>)> {
+        loop {
+            if let Some(first) = self.next()? {
+                return Ok(first);
+            }
+            sys::wait_readable(self.control.as_fd(), LONG)?;
+        }
+    }
+}
+
+/// One worker.
+#[derive(Debug)]
+struct Child {
+    worker: u64,
+    pid: i32,
+    notice: OwnedFd,
+    state: ChildState,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ChildState {
+    Alive,
+    /// It was killed at that moment and is not reaped yet.
+    Killed(Moment),
+    /// It was killed, and the host has been told not to wait.
+    GivenUp,
+    /// It was reaped at that moment; what it had started may still be there.
+    Reaped(Reaped, Moment),
+}
+
+#[derive(Debug)]
+struct Server {
+    pid: i32,
+    commands: Commands,
+    guard: OwnedFd,
+    /// Only its existence matters: the guard sees the end of it.
+    _lives: OwnedFd,
+    signal: ChildSignal,
+    children: Vec<Child>,
+}
+
+impl Server {
+    fn serve(mut self, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
+        let mut waiter = Waiter::default();
+        loop {
+            loop {
+                match self.commands.next() {
+                    Ok(Some((command, fds))) => {
+                        if let Some(ends) = self.perform(command, fds, interpreter)? {
+                            // In the worker: dropping `self` closes all that is the forkserver's.
+                            return Ok(Booted::Worker(ends));
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(_) => return Ok(self.end()),
+                }
+            }
+            let settling = self.settle();
+            let mut interests = [
+                Interest::new(self.commands.control.as_fd()),
+                Interest::new(self.guard.as_fd()),
+                Interest::new(self.signal.fd()),
+            ];
+            waiter.wait(&mut interests, None, if settling { LOOK_AGAIN } else { LONG })?;
+            let [_, guard, signal] = interests.map(|interest| interest.ready);
+            if guard {
+                return Ok(self.end());
+            }
+            if signal {
+                self.signal.clear();
+            }
+        }
+    }
+
+    /// The host or the guard is gone: so must be all workers, then this process.
+    fn end(self) -> Booted {
+        drop(self);
+        guard::sweep();
+        Booted::Ended
+    }
+
+    /// Returns the ends of the channel in a new worker.
+    fn perform(
+        &mut self,
+        command: Command,
+        fds: Vec<OwnedFd>,
+        interpreter: &mut dyn Interpreter,
+    ) -> io::Result<Option<WorkerEnds>> {
+        match command {
+            Command::Fork { worker, exec } => {
+                let Ok([segment, socket, notice]) = <[OwnedFd; 3]>::try_from(fds) else {
+                    // Descriptors were lost on the way (this process is out of them); dropping
+                    // the notice pipe tells the host.
+                    return Ok(None);
+                };
+                return self.fork(worker, notice, WorkerEnds { segment, socket, exec }, interpreter);
+            }
+            Command::Signal { worker, signal } => {
+                if let Some(child) = self.alive(worker) {
+                    sys::send(child.pid, signal)?;
+                }
+            }
+            Command::Kill { worker } => {
+                if let Some(child) = self.alive(worker) {
+                    child.state = ChildState::Killed(sys::now());
+                    sys::kill_tree(child.pid);
+                }
+            }
+            Command::Preload { len } => {
+                if let Some(modules) = fds.into_iter().next().and_then(|fd| read_text(fd, len)) {
+                    interpreter.preload(&modules);
+                }
+            }
+            Command::Attach => {}
+        }
+        Ok(None)
+    }
+
+    fn alive(&mut self, worker: u64) -> Option<&mut Child> {
+        self.children
+            .iter_mut()
+            .find(|child| child.worker == worker && matches!(child.state, ChildState::Alive))
+    }
+
+    fn fork(
+        &mut self,
+        worker: u64,
+        notice: OwnedFd,
+        ends: WorkerEnds,
+        interpreter: &mut dyn Interpreter,
+    ) -> io::Result<Option<WorkerEnds>> {
+        match interpreter.fork() {
+            Ok(Some(pid)) => {
+                tell(&notice, Notice::Forked { pid });
+                self.children.push(Child { worker, pid, notice, state: ChildState::Alive });
+                Ok(None)
+            }
+            Ok(None) => {
+                sys::become_leader()?;
+                sys::become_subreaper()?;
+                if !sys::die_with_parent(self.pid)? {
+                    sys::exit_now(1);
+                }
+                Ok(Some(ends))
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                tell(&notice, Notice::ForkFailed { errno });
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reaps who has ended, kills what they left behind, and tells the host of each worker whose
+    /// tree is gone. True while there is something left to wait for.
+    fn settle(&mut self) -> bool {
+        let now = sys::now();
+        while let Ok(Some(reaped)) = sys::try_reap_any() {
+            if let Some(child) = self.children.iter_mut().find(|child| child.pid == reaped.pid) {
+                child.state = match child.state {
+                    // The host knows already; there is nothing left to say.
+                    ChildState::GivenUp => ChildState::GivenUp,
+                    ChildState::Alive | ChildState::Killed(_) | ChildState::Reaped(..) => {
+                        ChildState::Reaped(reaped, now)
+                    }
+                };
+                if matches!(child.state, ChildState::GivenUp) {
+                    let pid = child.pid;
+                    self.children.retain(|child| child.pid != pid);
+                }
+            }
+        }
+        if self.children.iter().all(|child| matches!(child.state, ChildState::Alive | ChildState::GivenUp)) {
+            return false;
+        }
+        let strays = self.kill_strays();
+        self.children.retain_mut(|child| match child.state {
+            ChildState::Alive | ChildState::GivenUp => true,
+            ChildState::Killed(at) if now.since(at) < TEAR_DOWN_LIMIT => {
+                // What it forked while it was being killed.
+                sys::kill_tree(child.pid);
+                true
+            }
+            ChildState::Killed(_) => {
+                tell(&child.notice, Notice::Killed);
+                child.state = ChildState::GivenUp;
+                true
+            }
+            ChildState::Reaped(_, at) if strays && now.since(at) < TEAR_DOWN_LIMIT => true,
+            ChildState::Reaped(Reaped { status, peak_memory, .. }, _) => {
+                tell(&child.notice, Notice::Exited { status, peak_memory });
+                false
+            }
+        });
+        self.children.iter().any(|child| matches!(child.state, ChildState::Killed(_) | ChildState::Reaped(..)))
+    }
+
+    /// Whoever is a child of ours but not a worker was started by a worker that has ended.
+    fn kill_strays(&self) -> bool {
+        let mut strays = false;
+        for pid in sys::children(self.pid) {
+            if !self.children.iter().any(|child| child.pid == pid && !matches!(child.state, ChildState::Reaped(..))) {
+                sys::kill_tree(pid);
+                strays = true;
+            }
+        }
+        strays
+    }
+}
+
+/// The host may be gone or may not want to know any more; both are its affair.
+fn tell(notice: &OwnedFd, message: Notice) {
+    let _ = sys::send_all(notice.as_fd(), &message.encode());
+}
+
+fn read_text(fd: OwnedFd, len: u64) -> Option<String> {
+    let blob = Blob::open(fd, usize::try_from(len).ok()?).ok()?;
+    let mut bytes = vec![0; blob.len()];
+    blob.read(0, &mut bytes).ok()?;
+    String::from_utf8(bytes).ok()
+}
+

@@ -1,0 +1,41 @@
+//! `killercall._core`: supervision of worker processes with hard deadlines.
+//!
+//! # Theory of operation
+//!
+//! A call is a task of a job. The thread that wants the answer drives the job itself: it leases
+//! an idle worker (or has the forkserver fork one), writes the request into memory shared with
+//! that worker, and waits in one place for the answer, the worker's death notice, and the
+//! deadline. At the deadline the worker dumps its Python stack on a signal, then the forkserver
+//! kills it and all that descends from it; the death notice comes when none of them is left.
+//!
+//! Dependencies point one way: `python` (the only room that names pyo3) to `supervisor` (what to
+//! do, and when) to `forkserver` and `transport` (processes, and the way of bytes) to `sys` (the
+//! only room that names nix or libc, and the only unsafe code).
+
+#[cfg(not(unix))]
+compile_error!("killercall supports Linux and macOS; it needs fork, process groups and unix sockets");
+
+pub mod error;
+pub mod forkserver;
+mod python;
+pub mod supervisor;
+pub mod sys;
+pub mod time;
+pub mod transport;
+
+/// The compiled part of killercall; see `_core.pyi`.
+#[pyo3::pymodule]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::python::{Channel, Job, Outcome, Roster, ServerCopy, boot, keep_open};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Another logger in this process (there is only one per crate) would be a second module
+        // init, as in a subinterpreter; the first one stays.
+        let _ = pyo3_log::try_init();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

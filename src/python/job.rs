@@ -1,0 +1,246 @@
+//! Rosters and jobs: the host's side.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::supervisor::{
+    self, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait,
+};
+use crate::sys;
+use crate::transport::Body;
+
+/// How long a wait goes without a look for signals. One that arrives while we wait ends the wait
+/// at once; one that slips in just before is found after this.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// A forkserver with its workers, kept between jobs.
+#[pyclass(frozen, module = "killercall._core")]
+#[derive(Debug)]
+pub struct Roster(pub Arc<supervisor::Roster>);
+
+/// How to start the forkserver: program, arguments, environment.
+type LaunchArguments = (String, Vec<String>, Vec<(Vec<u8>, Vec<u8>)>);
+
+fn launch((program, arguments, environment): LaunchArguments) -> Launch {
+    Launch { program, arguments, environment }
+}
+
+#[pymethods]
+impl Roster {
+    /// An empty one; its forkserver is started at need.
+    #[new]
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    /// Whether the forkserver runs.
+    fn has_server(&self) -> bool {
+        self.0.has_server()
+    }
+
+    /// Asks the forkserver to import modules before it forks further workers.
+    fn preload(&self, py: Python<'_>, start: LaunchArguments, modules: &str) -> PyResult<()> {
+        let launch = launch(start);
+        Ok(py.detach(|| self.0.preload(&launch, modules))?)
+    }
+
+    /// Ends the forkserver and all its workers, and waits until nothing is left of them.
+    fn shutdown(&self, py: Python<'_>) {
+        py.detach(|| self.0.shutdown());
+    }
+}
+
+/// How a task ended.
+#[pyclass(frozen, get_all, module = "killercall._core")]
+#[derive(Debug)]
+pub struct Outcome {
+    task: u64,
+    ending: &'static str,
+    body: Option<Py<PyBytes>>,
+    pid: Option<i32>,
+    exitcode: Option<i32>,
+    lost: bool,
+    stack: Option<String>,
+    corrupt: Option<String>,
+    elapsed: f64,
+    attempts: u32,
+}
+
+fn bytes<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, body.len(), |into| Ok(body.read(0, into)?))
+}
+
+fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> {
+    let exitcode = outcome.exit.and_then(|exit| match exit {
+        Exit::Reaped { status, .. } => Some(status),
+        Exit::Killed => Some(-sys::KILL_SIGNAL),
+        Exit::Lost => None,
+    });
+    Ok(Outcome {
+        task: outcome.task,
+        ending: match outcome.ending {
+            Ending::Returned => "returned",
+            Ending::Raised => "raised",
+            Ending::TimedOut => "timed_out",
+            Ending::Died => "died",
+            Ending::Cancelled => "cancelled",
+            Ending::NotStarted => "not_started",
+        },
+        body: outcome.body.map(|body| bytes(py, &body).map(Bound::unbind)).transpose()?,
+        pid: outcome.pid,
+        exitcode,
+        lost: outcome.exit == Some(Exit::Lost),
+        stack: outcome.stack,
+        corrupt: outcome.corrupt,
+        elapsed: outcome.elapsed.as_secs_f64(),
+        attempts: outcome.attempts,
+    })
+}
+
+/// The tasks of one call or one map, and the workers that run them.
+#[pyclass(frozen, module = "killercall._core")]
+pub struct Job {
+    driver: Mutex<Driver>,
+}
+
+impl Job {
+    /// A job belongs to the thread that waits for it. Blocking here while attached could stop that
+    /// thread for good, so a second one gets an error.
+    fn driver(&self) -> PyResult<MutexGuard<'_, Driver>> {
+        self.driver.try_lock().map_err(|_| PyRuntimeError::new_err("the job is in use by another thread"))
+    }
+}
+
+fn seconds(value: f64) -> PyResult<Duration> {
+    // Infinity and what a Duration cannot hold are the caller's: Python checks arguments first.
+    Duration::try_from_secs_f64(value).map_err(|error| PyOverflowError::new_err(format!("{value}: {error}")))
+}
+
+#[pymethods]
+impl Job {
+    /// A job without tasks. Times are in seconds.
+    #[new]
+    #[pyo3(signature = (roster, start, *, key, exec, keep, setup, context, context_bytes, function,
+        function_bytes, timeout, grace, workers, retries, retry_timed_out, retry_died, budget,
+        calls_per_worker, start_limit))]
+    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "keyword arguments from one caller")]
+    fn new(
+        roster: &Roster,
+        start: Option<LaunchArguments>,
+        key: u64,
+        exec: bool,
+        keep: bool,
+        setup: Vec<u8>,
+        context: u64,
+        context_bytes: Vec<u8>,
+        function: u64,
+        function_bytes: Vec<u8>,
+        timeout: Option<f64>,
+        grace: f64,
+        workers: usize,
+        retries: u32,
+        retry_timed_out: bool,
+        retry_died: bool,
+        budget: Option<f64>,
+        calls_per_worker: Option<u32>,
+        start_limit: f64,
+    ) -> PyResult<Self> {
+        let policy = Policy {
+            timeout: timeout.map(seconds).transpose()?,
+            grace: seconds(grace)?,
+            workers,
+            retries,
+            retry_timed_out,
+            retry_died,
+            budget: budget.map(seconds).transpose()?.map(|budget| sys::now() + budget),
+            calls_per_worker,
+            start_limit: seconds(start_limit)?,
+        };
+        let fleet = Fleet {
+            roster: Arc::clone(&roster.0),
+            launch: start.map(launch),
+            key,
+            exec,
+            keep,
+            setup,
+            context,
+        };
+        let payload = Payload { function, function_bytes, context, context_bytes };
+        Ok(Self { driver: Mutex::new(Driver::new(policy, fleet, payload)) })
+    }
+
+    /// Adds a task.
+    fn submit(&self, py: Python<'_>, task: u64, arguments: Vec<u8>) -> PyResult<()> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        py.detach(|| driver.submit(task, arguments));
+        Ok(())
+    }
+
+    /// Waits until something has ended, and returns it. Python's signal handlers run meanwhile;
+    /// what they raise is raised here.
+    fn wait(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        while py.detach(|| driver.wait(SLICE))? != Wait::Done {
+            py.check_signals()?;
+        }
+        driver.take_done().into_iter().map(|outcome| to_python(py, outcome)).collect()
+    }
+
+    /// Tasks that have not ended.
+    fn unfinished(&self) -> PyResult<usize> {
+        Ok(self.driver()?.unfinished())
+    }
+
+    /// Tasks that wait for a worker.
+    fn queued(&self) -> PyResult<usize> {
+        Ok(self.driver()?.queued())
+    }
+
+    /// Ends all that is not finished, with its grace period if `gently`.
+    fn cancel_all(&self, py: Python<'_>, gently: bool) -> PyResult<()> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        py.detach(|| driver.cancel_all(gently));
+        Ok(())
+    }
+
+    /// Ends the job: kills what still runs, waits until it is dead, and keeps idle workers.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        Ok(py.detach(|| driver.close())?)
+    }
+
+    /// Why no worker could be had: what happened, error number, exit code, exception.
+    fn start_error<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(String, Option<i32>, Option<i32>, Option<Bound<'py, PyBytes>>)>> {
+        let driver = self.driver()?;
+        let Some(error) = driver.start_error() else { return Ok(None) };
+        Ok(Some(match error {
+            StartError::System(error) => {
+                (format!("failed to {error}"), error.source_error().raw_os_error(), None, None)
+            }
+            StartError::Fork(errno) => {
+                let source = std::io::Error::from_raw_os_error(*errno);
+                (format!("failed to fork a worker: {source}"), Some(*errno), None, None)
+            }
+            StartError::Setup(body) => ("failed to set up a worker".into(), None, None, Some(bytes(py, body)?)),
+            StartError::Exited(Exit::Reaped { status, .. }) => {
+                ("a worker ended before it was set up".into(), None, Some(*status), None)
+            }
+            StartError::Exited(Exit::Killed) => ("a worker was killed before it was set up".into(), None, None, None),
+            StartError::Exited(Exit::Lost) => {
+                ("the forkserver ended before it had forked a worker; standard error may say why".into(), None, None, None)
+            }
+            StartError::Slow => ("a worker was not set up in time".into(), None, None, None),
+        }))
+    }
+}

@@ -1,0 +1,431 @@
+//! The driver: performs what a [`Job`] asks for, and tells it what happens.
+//!
+//! The thread that waits for the answer runs this loop itself: one wait over the sockets and
+//! notice pipes of its workers and the nearest deadline.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
+use super::job::{Job, Policy};
+use super::roster::{Exit, Fleet, HostWorker, News, Parcel};
+use super::worker::{TerminateReason, TerminateStep, WorkerState};
+use crate::error::Error;
+use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Waiter, Woken};
+use crate::time::Moment;
+use crate::transport::{Body, Handed, Reply, ReplyKind};
+
+/// The function that a job calls, and the surroundings that it runs in.
+#[derive(Debug, Default)]
+pub struct Payload {
+    /// The function's number, the same for the same bytes.
+    pub function: u64,
+    /// The pickled function.
+    pub function_bytes: Vec<u8>,
+    /// The version of the host's surroundings.
+    pub context: u64,
+    /// The surroundings.
+    pub context_bytes: Vec<u8>,
+}
+
+/// Why no worker could be had.
+#[derive(Debug)]
+pub enum StartError {
+    /// The system refused.
+    System(Error),
+    /// The forkserver could not fork, for this error number.
+    Fork(i32),
+    /// The setup failed; the body is the exception.
+    Setup(Body),
+    /// The worker ended before it was set up.
+    Exited(Exit),
+    /// It was not set up in time.
+    Slow,
+}
+
+/// How a task ended, with all that is known of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The task.
+    pub task: u64,
+    /// How it ended.
+    pub ending: Ending,
+    /// The value or the exception.
+    pub body: Option<Body>,
+    /// The worker's pid.
+    pub pid: Option<i32>,
+    /// How the worker ended, if it has.
+    pub exit: Option<Exit>,
+    /// Its Python stack when it was killed, or at a fatal signal.
+    pub stack: Option<String>,
+    /// What was wrong with what the worker wrote, if that is why it was ended.
+    pub corrupt: Option<String>,
+    /// How long the last attempt ran.
+    pub elapsed: Duration,
+    /// How often it was started.
+    pub attempts: u32,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Something ended.
+    Done,
+    /// The slice of time is over.
+    Slice,
+    /// A signal handler ran.
+    Interrupted,
+}
+
+struct Crew {
+    id: WorkerId,
+    worker: HostWorker,
+    corrupt: Option<String>,
+}
+
+/// Runs one job.
+pub struct Driver {
+    job: Job,
+    fleet: Fleet,
+    payload: Payload,
+    limit: u32,
+    crew: Vec<Crew>,
+    arguments: HashMap<TaskId, Vec<u8>>,
+    replies: HashMap<TaskId, Body>,
+    done: Vec<Outcome>,
+    start_error: Option<StartError>,
+    /// What has happened and was not told to the job yet. One queue: while the job's wishes are
+    /// being carried out, news wait here, so that its view and the world's stay in step.
+    events: VecDeque<Event>,
+    waiter: Waiter,
+}
+
+impl Driver {
+    /// A driver for a job without tasks.
+    pub fn new(policy: Policy, fleet: Fleet, payload: Payload) -> Self {
+        Self {
+            limit: policy.calls_per_worker.unwrap_or(u32::MAX),
+            job: Job::new(policy),
+            fleet,
+            payload,
+            crew: Vec::new(),
+            arguments: HashMap::new(),
+            replies: HashMap::new(),
+            done: Vec::new(),
+            start_error: None,
+            events: VecDeque::new(),
+            waiter: Waiter::default(),
+        }
+    }
+
+    /// Adds a task.
+    pub fn submit(&mut self, task: u64, arguments: Vec<u8>) {
+        let task = TaskId(task);
+        self.arguments.insert(task, arguments);
+        self.feed(Event::Submitted { task });
+    }
+
+    /// Tasks that have not ended.
+    pub fn unfinished(&self) -> usize {
+        self.job.unfinished()
+    }
+
+    /// Tasks that wait for a worker: more are not needed while there are plenty.
+    pub fn queued(&self) -> usize {
+        self.job.queued()
+    }
+
+    /// How many workers can be had: fewer than asked for if the system refused some.
+    pub fn available(&self) -> usize {
+        self.job.available()
+    }
+
+    /// Why no worker could be had, the last time that this happened.
+    pub fn start_error(&self) -> Option<&StartError> {
+        self.start_error.as_ref()
+    }
+
+    /// Takes what has ended since the last time.
+    pub fn take_done(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Ends all that is not finished.
+    pub fn cancel_all(&mut self, gently: bool) {
+        self.feed(Event::CancelledAll { gently });
+    }
+
+    /// Waits until something has ended, a signal handler ran, or `slice` has passed.
+    pub fn wait(&mut self, slice: Duration) -> Result<Wait, Error> {
+        let end = sys::now() + slice;
+        loop {
+            self.pump();
+            if !self.done.is_empty() || self.job.unfinished() == 0 {
+                return Ok(Wait::Done);
+            }
+            if sys::now() >= end {
+                return Ok(Wait::Slice);
+            }
+            if self.sleep(end)? == Woken::Interrupted {
+                return Ok(Wait::Interrupted);
+            }
+        }
+    }
+
+    /// Ends the job: kills what still runs and waits until it is dead, keeps idle workers.
+    pub fn close(&mut self) -> Result<(), Error> {
+        if self.job.unfinished() > 0 {
+            self.cancel_all(false);
+        }
+        while self.job.is_killing() {
+            self.sleep(sys::now() + Duration::from_secs(1))?;
+            self.pump();
+        }
+        for Crew { id, worker, .. } in self.crew.drain(..) {
+            match self.job.worker(id).map(|worker| worker.state) {
+                Some(WorkerState::Idle | WorkerState::Starting { .. }) if self.fleet.keep && worker.served < self.limit => {
+                    self.fleet.roster.release(self.fleet.key, worker);
+                }
+                Some(WorkerState::Terminating { step: TerminateStep::Killing | TerminateStep::Abandoned, .. }) => {}
+                _ => worker.kill(),
+            }
+        }
+        if !self.fleet.keep && self.fleet.launch.is_none() {
+            self.fleet.roster.shutdown();
+        }
+        Ok(())
+    }
+
+    /// Waits for any of the workers, the nearest deadline, or `end`.
+    fn sleep(&mut self, end: Moment) -> Result<Woken, Error> {
+        let mut may_sleep = true;
+        for crew in &self.crew {
+            may_sleep &= crew.worker.channel.prepare_sleep();
+        }
+        let mut woken = Woken::Ready;
+        if may_sleep {
+            let until = self.job.due().into_iter().chain([end]).min();
+            let mut interests: Vec<Interest<'_>> = self
+                .crew
+                .iter()
+                .flat_map(|crew| [crew.worker.channel.socket(), crew.worker.notice().as_fd()])
+                .map(Interest::new)
+                .collect();
+            let slice = end.since(sys::now()).max(Duration::from_millis(1));
+            woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
+        }
+        for crew in &mut self.crew {
+            // A socket at its end is no news: the notice pipe says what happened.
+            crew.worker.channel.wake().map_err(Error::system("read a worker's socket"))?;
+        }
+        Ok(woken)
+    }
+
+    /// Reads all that there is to read, then lets time pass: so what is finished is never taken
+    /// for late.
+    fn pump(&mut self) {
+        for at in 0..self.crew.len() {
+            self.read(at);
+        }
+        self.feed(Event::Tick);
+        // Those that ended are not needed any more.
+        self.crew.retain(|crew| self.job.worker(crew.id).is_some());
+    }
+
+    fn read(&mut self, at: usize) {
+        self.read_replies(at);
+        let id = self.crew[at].id;
+        let dumping = matches!(
+            self.job.worker(id).map(|worker| worker.state),
+            Some(WorkerState::Terminating { step: TerminateStep::Dumping, .. })
+        );
+        if dumping && self.crew[at].worker.channel.dump_complete() {
+            self.events.push_back(Event::Dumped { worker: id });
+        }
+        while let Some(news) = self.crew[at].worker.news() {
+            match news {
+                News::Forked => {}
+                News::ForkFailed(errno) => {
+                    self.start_error = Some(StartError::Fork(errno));
+                    self.events.push_back(Event::StartFailed { worker: id, hopeless: true });
+                }
+                News::Exited(exit) => {
+                    // What it had answered before it ended counts.
+                    self.read_replies(at);
+                    self.note_failed_start(id, exit);
+                    let channel = &self.crew[at].worker.channel;
+                    let started = channel.outstanding() > 0 && !channel.is_unclaimed();
+                    self.events.push_back(Event::Exited { worker: id, started });
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn note_failed_start(&mut self, id: WorkerId, exit: Exit) {
+        match self.job.worker(id).map(|worker| worker.state) {
+            Some(WorkerState::Starting { .. }) => self.start_error = Some(StartError::Exited(exit)),
+            Some(WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. }) => {
+                self.start_error = Some(StartError::Slow);
+            }
+            _ => {}
+        }
+    }
+
+    fn read_replies(&mut self, at: usize) {
+        while self.crew[at].corrupt.is_none() {
+            let event = match self.crew[at].worker.channel.receive() {
+                Ok(None) => return,
+                Ok(Some(reply)) => self.read_reply(at, reply),
+                Err(corrupt) => self.corrupted(at, corrupt.0),
+            };
+            self.events.push_back(event);
+        }
+    }
+
+    fn corrupted(&mut self, at: usize, what: String) -> Event {
+        let crew = &mut self.crew[at];
+        log::warn!("worker {:?} (pid {:?}) wrote nonsense: {what}", crew.id, crew.worker.pid);
+        crew.corrupt = Some(what);
+        Event::Corrupted { worker: crew.id }
+    }
+
+    fn read_reply(&mut self, at: usize, reply: Reply) -> Event {
+        let Crew { id: worker, worker: hand, .. } = &mut self.crew[at];
+        let worker = *worker;
+        let verdict = match reply.kind {
+            ReplyKind::Ready => {
+                hand.ready = true;
+                return Event::Ready { worker, served: 0 };
+            }
+            ReplyKind::SetupFailed => {
+                hand.kill();
+                self.start_error = Some(StartError::Setup(reply.body));
+                return Event::StartFailed { worker, hopeless: true };
+            }
+            ReplyKind::Returned => Verdict::Returned,
+            ReplyKind::Raised => Verdict::Raised { retryable: false },
+            ReplyKind::RaisedRetryable => Verdict::Raised { retryable: true },
+        };
+        match hand.answered() {
+            Some(task) if task.0 == reply.task => {
+                self.replies.insert(task, reply.body);
+                let finished_at = Moment::from_nanos(reply.finished_at);
+                Event::Replied { worker, verdict, finished_at }
+            }
+            other => self.corrupted(at, format!("an answer to task {} instead of {other:?}", reply.task)),
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        self.events.push_back(event);
+        self.settle();
+    }
+
+    /// Tells the job what happened, and performs what it asks for, until nothing is left.
+    fn settle(&mut self) {
+        let mut actions = Vec::new();
+        while let Some(event) = self.events.pop_front() {
+            self.job.handle(event, sys::now(), &mut actions);
+            for action in actions.drain(..) {
+                self.perform(action);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start { worker } => self.start(worker),
+            Action::Hand { worker, task } => {
+                let refusal = self.hand(worker, task);
+                self.events.extend(refusal);
+            }
+            Action::Revoke { worker } => {
+                let Some(at) = self.crew.iter().position(|crew| crew.id == worker) else { return };
+                let count = self.crew[at].worker.revoke();
+                // What it answered before that comes first.
+                self.read_replies(at);
+                self.events.push_back(Event::Revoked { worker, count });
+            }
+            Action::Dump { worker } => self.with(worker, |worker| worker.signal(DUMP_SIGNAL)),
+            Action::Terminate { worker } => self.with(worker, |worker| worker.signal(TERMINATE_SIGNAL)),
+            Action::Kill { worker } => self.with(worker, HostWorker::kill),
+            Action::Abandon { worker } => self.with(worker, HostWorker::abandon),
+            Action::Complete { task, ending, worker, attempts, elapsed } => {
+                self.complete(task, ending, worker, attempts, elapsed);
+            }
+        }
+    }
+
+    fn with(&self, id: WorkerId, act: impl Fn(&HostWorker)) {
+        if let Some(crew) = self.crew.iter().find(|crew| crew.id == id) {
+            act(&crew.worker);
+        }
+    }
+
+    fn start(&mut self, id: WorkerId) {
+        match self.fleet.worker(self.limit) {
+            Ok(worker) => {
+                if worker.ready {
+                    self.events.push_back(Event::Ready { worker: id, served: worker.served });
+                }
+                self.crew.push(Crew { id, worker, corrupt: None });
+            }
+            Err(error) => {
+                self.start_error = Some(StartError::System(error));
+                self.events.push_back(Event::StartFailed { worker: id, hopeless: true });
+            }
+        }
+    }
+
+    fn hand(&mut self, id: WorkerId, task: TaskId) -> Option<Event> {
+        let crew = self.crew.iter_mut().find(|crew| crew.id == id)?;
+        let arguments = self.arguments.get(&task)?;
+        let parcel = Parcel {
+            function: self.payload.function,
+            function_bytes: &self.payload.function_bytes,
+            context: self.payload.context,
+            context_bytes: &self.payload.context_bytes,
+            arguments,
+        };
+        match crew.worker.hand(task, &parcel) {
+            Ok(Handed::Yes) => None,
+            Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, retired: false }),
+            Ok(Handed::Retired) => Some(Event::Refused { worker: id, retired: true }),
+            Err(error) => {
+                // Out of descriptors or memory, or the worker's socket is gone: this worker takes
+                // nothing; its notice pipe tells if it has ended.
+                log::warn!("failed to hand a task to worker {id:?}: {error}");
+                Some(Event::Corrupted { worker: id })
+            }
+        }
+    }
+
+    fn complete(
+        &mut self,
+        task: TaskId,
+        ending: Ending,
+        worker: Option<WorkerId>,
+        attempts: u32,
+        elapsed: Duration,
+    ) {
+        self.arguments.remove(&task);
+        let body = self.replies.remove(&task);
+        let crew = worker.and_then(|id| self.crew.iter().find(|crew| crew.id == id));
+        let exit = crew.and_then(|crew| crew.worker.exit);
+        self.done.push(Outcome {
+            task: task.0,
+            ending,
+            body: body.filter(|_| matches!(ending, Ending::Returned | Ending::Raised)),
+            pid: crew.and_then(|crew| crew.worker.pid),
+            exit,
+            stack: crew
+                .filter(|_| matches!(ending, Ending::TimedOut | Ending::Died))
+                .and_then(|crew| crew.worker.channel.stack()),
+            corrupt: crew.and_then(|crew| crew.corrupt.clone()),
+            elapsed,
+            attempts,
+        });
+    }
+}

@@ -1,0 +1,174 @@
+//! Every message between the pure core and its driver.
+
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// One item of work. A task ends exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(pub u64);
+
+/// One worker of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+/// How the function answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// With a value.
+    Returned,
+    /// With an exception.
+    Raised {
+        /// Whether it is one of those that `retry_on` names.
+        retryable: bool,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// There is a new task.
+    Submitted {
+        /// The task.
+        task: TaskId,
+    },
+    /// A worker is set up, or was taken over idle.
+    Ready {
+        /// The worker.
+        worker: WorkerId,
+        /// Calls that it has served for others.
+        served: u32,
+    },
+    /// A worker could not be had.
+    StartFailed {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether another attempt would fail the same way.
+        hopeless: bool,
+    },
+    /// A worker answered its oldest task.
+    Replied {
+        /// The worker.
+        worker: WorkerId,
+        /// How.
+        verdict: Verdict,
+        /// When the complete answer was there.
+        finished_at: Moment,
+    },
+    /// A worker's tasks that it had not started were taken back, newest first.
+    Revoked {
+        /// The worker.
+        worker: WorkerId,
+        /// How many.
+        count: usize,
+    },
+    /// A worker had no room for its newest task, or has ended by itself.
+    Refused {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether it will take none any more.
+        retired: bool,
+    },
+    /// A worker's stack dump is complete.
+    Dumped {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A worker wrote nonsense.
+    Corrupted {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A worker ended, and all that it had started with it.
+    Exited {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether it had started its oldest task.
+        started: bool,
+    },
+    /// A task is not wanted any more.
+    Cancelled {
+        /// The task.
+        task: TaskId,
+    },
+    /// No task is wanted any more.
+    CancelledAll {
+        /// Whether running tasks get their grace period.
+        gently: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Action {
+    /// Get a worker: answer with `Ready` or `StartFailed`.
+    Start {
+        /// The worker to be.
+        worker: WorkerId,
+    },
+    /// Hand a task to a worker; answer with `Refused` if it cannot be.
+    Hand {
+        /// The worker.
+        worker: WorkerId,
+        /// The task.
+        task: TaskId,
+    },
+    /// Take back what a worker has not started; read its answers, then answer with `Revoked`.
+    Revoke {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Ask a worker for its stack.
+    Dump {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Ask a worker to end its task.
+    Terminate {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Kill a worker and all that it started; `Exited` follows.
+    Kill {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// The kill had no effect: do without the forkserver; `Exited` follows.
+    Abandon {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A task has ended.
+    Complete {
+        /// The task.
+        task: TaskId,
+        /// How.
+        ending: Ending,
+        /// The worker that had it last.
+        worker: Option<WorkerId>,
+        /// How often it was started.
+        attempts: u32,
+        /// How long its last attempt ran.
+        elapsed: Duration,
+    },
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With a value.
+    Returned,
+    /// With an exception.
+    Raised,
+    /// Its deadline passed, or the budget was spent.
+    TimedOut,
+    /// Its worker ended.
+    Died,
+    /// It was not wanted any more.
+    Cancelled,
+    /// No worker could be had.
+    NotStarted,
+}

@@ -1,0 +1,552 @@
+//! A job: the tasks of one call or one map, and the workers that run them.
+//!
+//! Pure: [`Job::handle`] takes what happened and when, and says what to do. It reads no clock and
+//! touches no process, so that millions of schedules can be simulated.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
+use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
+use crate::time::Moment;
+
+/// How long a stack dump may take before we do without.
+pub const DUMP_LIMIT: Duration = Duration::from_millis(20);
+/// How long a kill may go unanswered before the forkserver is taken to be stuck.
+pub const KILL_LIMIT: Duration = Duration::from_millis(500);
+/// How many workers in a row may end while they start before we give up.
+const START_ATTEMPTS: u32 = 3;
+/// About how much work to hand to a worker at a time. A wake-up costs tens of microseconds, so
+/// this keeps it to a few per cent.
+const AHEAD: Duration = Duration::from_millis(2);
+/// Most tasks handed ahead.
+const AHEAD_MAX: usize = 128;
+
+/// What a job's caller asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// For each attempt of each task.
+    pub timeout: Option<Duration>,
+    /// Between the polite and the forced end.
+    pub grace: Duration,
+    /// Most workers at once.
+    pub workers: usize,
+    /// How often a failed task is tried again.
+    pub retries: u32,
+    /// Whether a missed deadline is a failure to try again after.
+    pub retry_timed_out: bool,
+    /// Whether a worker's death is.
+    pub retry_died: bool,
+    /// When whatever is unfinished counts as timed out.
+    pub budget: Option<Moment>,
+    /// Calls that a worker may serve.
+    pub calls_per_worker: Option<u32>,
+    /// How long a worker may take to get ready.
+    pub start_limit: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Task {
+    attempts: u32,
+    cancelled: bool,
+}
+
+/// The tasks and workers of one call or one map.
+#[derive(Debug)]
+pub struct Job {
+    policy: Policy,
+    queue: VecDeque<TaskId>,
+    tasks: HashMap<TaskId, Task>,
+    workers: Vec<(WorkerId, Worker)>,
+    next_worker: u64,
+    /// How many workers can be had; starts as the policy's, and shrinks when the system says no.
+    available: usize,
+    start_failures: u32,
+    /// A running average of how long a task takes.
+    pace: Option<Duration>,
+}
+
+impl Job {
+    /// A job without tasks.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            tasks: HashMap::new(),
+            workers: Vec::new(),
+            next_worker: 0,
+            available: policy.workers.max(1),
+            start_failures: 0,
+            pace: None,
+            policy,
+        }
+    }
+
+    /// Tasks that have not ended.
+    pub fn unfinished(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Tasks that wait for a worker.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Workers that are being killed because of their task.
+    pub fn is_killing(&self) -> bool {
+        self.workers.iter().any(|(_, worker)| {
+            matches!(worker.state, WorkerState::Terminating { reason, .. } if reason != TerminateReason::WornOut)
+        })
+    }
+
+    /// How many workers can be had.
+    pub fn available(&self) -> usize {
+        self.available
+    }
+
+    /// The state of a worker, for the driver.
+    pub fn worker(&self, id: WorkerId) -> Option<&Worker> {
+        self.workers.iter().find(|(other, _)| *other == id).map(|(_, worker)| worker)
+    }
+
+    /// When to send a tick at the latest.
+    pub fn due(&self) -> Option<Moment> {
+        let workers = self.workers.iter().filter_map(|(_, worker)| worker.due());
+        let budget = self.policy.budget.filter(|_| !self.queue.is_empty());
+        workers.chain(budget).min()
+    }
+
+    /// Takes in what happened; appends what to do about it.
+    pub fn handle(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
+        match event {
+            Event::Submitted { task } => self.submit(task),
+            Event::Ready { worker, served } => self.ready(worker, served),
+            Event::StartFailed { worker, hopeless } => self.start_failed(worker, hopeless, actions),
+            Event::Replied { worker, verdict, finished_at } => {
+                self.replied(worker, verdict, finished_at, now, actions);
+            }
+            Event::Revoked { worker, count } => self.revoked(worker, count),
+            Event::Refused { worker, retired } => self.refused(worker, retired),
+            Event::Dumped { worker } => self.dumped(worker, now, actions),
+            Event::Corrupted { worker } => self.end_worker(worker, TerminateReason::Corrupted, now, actions),
+            Event::Exited { worker, started } => self.exited(worker, started, now, actions),
+            Event::Cancelled { task } => self.cancel(task, actions),
+            Event::CancelledAll { gently } => self.cancel_all(gently, now, actions),
+            Event::Tick => {}
+        }
+        self.settle(now, actions);
+    }
+
+    fn find(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|(other, _)| *other == id).map(|(_, worker)| worker)
+    }
+
+    fn deadline(&self, since: Moment) -> Option<Moment> {
+        let own = self.policy.timeout.map(|timeout| since + timeout);
+        own.into_iter().chain(self.policy.budget).min()
+    }
+
+    fn submit(&mut self, task: TaskId) {
+        let known = self.tasks.insert(task, Task::default());
+        assert!(known.is_none(), "{task:?} was submitted twice");
+        self.queue.push_back(task);
+    }
+
+    fn ready(&mut self, id: WorkerId, served: u32) {
+        self.start_failures = 0;
+        let worker = self.find(id).unwrap_or_else(|| panic!("{id:?} is ready but was not asked for"));
+        match worker.state {
+            WorkerState::Starting { .. } => {
+                worker.state = WorkerState::Idle;
+                worker.served = served;
+            }
+            // It got ready while it was being ended.
+            WorkerState::Terminating { .. } => {}
+            other => panic!("{id:?} is ready but was {other:?}"),
+        }
+    }
+
+    fn start_failed(&mut self, id: WorkerId, hopeless: bool, actions: &mut Vec<Action>) {
+        self.workers.retain(|(other, _)| *other != id);
+        self.start_failures += 1;
+        let live = self.workers.iter().filter(|(_, worker)| worker.is_live()).count();
+        if live > 0 {
+            // Fewer will do.
+            self.available = live;
+        } else if hopeless || self.start_failures >= START_ATTEMPTS {
+            for task in std::mem::take(&mut self.queue) {
+                self.complete(task, Ending::NotStarted, Some(id), Duration::ZERO, actions);
+            }
+        }
+    }
+
+    fn replied(
+        &mut self,
+        id: WorkerId,
+        verdict: Verdict,
+        finished_at: Moment,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let (timeout, budget) = (self.policy.timeout, self.policy.budget);
+        let Some(worker) = self.find(id) else { return };
+        // A stamp outside of what is possible is the worker's invention.
+        let since = worker.running_since().unwrap_or(now);
+        let finished_at = finished_at.clamp(since.min(now), now);
+        let state = worker.state;
+        let elapsed = worker.elapsed(finished_at);
+        let task = worker.finish(finished_at, |since| {
+            timeout.map(|timeout| since + timeout).into_iter().chain(budget).min()
+        });
+        let Some(task) = task else {
+            return self.end_worker(id, TerminateReason::Corrupted, now, actions);
+        };
+        let served = worker.served;
+        match state {
+            WorkerState::Running { .. } => {
+                self.pace = Some(self.pace.map_or(elapsed, |pace| (pace * 7 + elapsed) / 8));
+                self.answered(task, verdict, id, elapsed, actions);
+                if self.policy.calls_per_worker.is_some_and(|limit| served >= limit) {
+                    self.end_worker(id, TerminateReason::WornOut, now, actions);
+                }
+            }
+            WorkerState::Terminating { reason, .. } => {
+                match reason {
+                    TerminateReason::TimedOut(deadline) if finished_at > deadline => {
+                        self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                    }
+                    TerminateReason::Cancelled => {
+                        self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
+                    }
+                    _ => self.answered(task, verdict, id, elapsed, actions),
+                }
+                // The function has ended: no need to wait for the rest of its grace.
+                self.kill(id, now, actions);
+            }
+            other => panic!("{id:?} answered {task:?} but was {other:?}"),
+        }
+    }
+
+    fn answered(&mut self, task: TaskId, verdict: Verdict, id: WorkerId, elapsed: Duration, actions: &mut Vec<Action>) {
+        match verdict {
+            Verdict::Returned => self.complete(task, Ending::Returned, Some(id), elapsed, actions),
+            Verdict::Raised { retryable } => {
+                self.failed(task, Ending::Raised, retryable, id, elapsed, actions);
+            }
+        }
+    }
+
+    /// An attempt has failed: another one, or the end.
+    fn failed(
+        &mut self,
+        task: TaskId,
+        ending: Ending,
+        retryable: bool,
+        id: WorkerId,
+        elapsed: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let state = self.tasks.get(&task).copied().unwrap_or_else(|| panic!("{task:?} failed but had ended"));
+        if retryable && state.attempts <= self.policy.retries && !state.cancelled {
+            self.queue.push_back(task);
+        } else {
+            self.complete(task, ending, Some(id), elapsed, actions);
+        }
+    }
+
+    fn complete(
+        &mut self,
+        task: TaskId,
+        ending: Ending,
+        worker: Option<WorkerId>,
+        elapsed: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let state = self.tasks.remove(&task).unwrap_or_else(|| panic!("{task:?} ended twice"));
+        actions.push(Action::Complete { task, ending, worker, attempts: state.attempts, elapsed });
+    }
+
+    fn revoked(&mut self, id: WorkerId, count: usize) {
+        let Some(worker) = self.find(id) else { return };
+        let taken = worker.take_back(count);
+        self.requeue(taken);
+    }
+
+    /// Puts tasks that were handed out but not started back where they were: in front.
+    fn requeue(&mut self, tasks: VecDeque<TaskId>) {
+        for task in tasks.into_iter().rev() {
+            if let Some(state) = self.tasks.get_mut(&task) {
+                state.attempts -= 1;
+            }
+            self.queue.push_front(task);
+        }
+    }
+
+    fn refused(&mut self, id: WorkerId, retired: bool) {
+        let Some(worker) = self.find(id) else { return };
+        worker.full = true;
+        let taken = worker.take_back(if retired { usize::MAX } else { 1 });
+        if retired {
+            self.workers.retain(|(other, _)| *other != id);
+        }
+        self.requeue(taken);
+    }
+
+    fn dumped(&mut self, id: WorkerId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(worker) = self.find(id) else { return };
+        if let WorkerState::Terminating { step: TerminateStep::Dumping, until, .. } = &mut worker.state {
+            *until = now;
+            self.step(id, now, actions);
+        }
+    }
+
+    fn exited(&mut self, id: WorkerId, started: bool, now: Moment, actions: &mut Vec<Action>) {
+        let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
+        let (_, mut worker) = self.workers.remove(at);
+        let elapsed = worker.elapsed(now);
+        let head = if started { worker.handed.pop_front() } else { None };
+        self.requeue(worker.handed);
+        let reason = match worker.state {
+            WorkerState::Starting { .. } => return self.start_failed(id, false, actions),
+            WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. } => {
+                return self.start_failed(id, true, actions);
+            }
+            WorkerState::Terminating { reason, .. } => Some(reason),
+            WorkerState::Idle | WorkerState::Running { .. } => None,
+        };
+        let Some(task) = head else {
+            // A task that was handed to it but never started has missed its deadline all the same.
+            if let (Some(TerminateReason::TimedOut(_)), Some(task)) = (reason, self.queue.pop_front()) {
+                self.tasks.entry(task).and_modify(|state| state.attempts += 1);
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+            }
+            return;
+        };
+        match reason {
+            Some(TerminateReason::TimedOut(_)) => {
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+            }
+            Some(TerminateReason::Cancelled) => {
+                self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
+            }
+            _ => self.failed(task, Ending::Died, self.policy.retry_died, id, elapsed, actions),
+        }
+    }
+
+    fn cancel(&mut self, task: TaskId, actions: &mut Vec<Action>) {
+        // What this leads to is done when the job settles.
+        let _ = actions;
+        if let Some(state) = self.tasks.get_mut(&task) {
+            state.cancelled = true;
+        }
+    }
+
+    fn cancel_all(&mut self, gently: bool, now: Moment, actions: &mut Vec<Action>) {
+        for state in self.tasks.values_mut() {
+            state.cancelled = true;
+        }
+        let ids: Vec<WorkerId> = self.workers.iter().map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(worker) = self.find(id) else { continue };
+            match worker.state {
+                WorkerState::Running { .. } if gently => {
+                    self.end_worker(id, TerminateReason::Cancelled, now, actions);
+                }
+                WorkerState::Running { .. } => {
+                    let elapsed = worker.elapsed(now);
+                    let reason = TerminateReason::Cancelled;
+                    worker.state =
+                        WorkerState::Terminating { reason, step: TerminateStep::Grace, until: now, elapsed };
+                    self.kill(id, now, actions);
+                }
+                WorkerState::Terminating { .. } if !gently => self.kill(id, now, actions),
+                _ => {}
+            }
+        }
+    }
+
+    /// Begins to end a worker, with the steps that its reason asks for.
+    fn end_worker(&mut self, id: WorkerId, reason: TerminateReason, now: Moment, actions: &mut Vec<Action>) {
+        let grace = self.policy.grace;
+        let Some(worker) = self.find(id) else { return };
+        if !worker.is_live() {
+            return self.kill(id, now, actions);
+        }
+        let elapsed = worker.elapsed(now);
+        let (step, length) = match reason {
+            TerminateReason::TimedOut(_) => {
+                actions.push(Action::Dump { worker: id });
+                (TerminateStep::Dumping, DUMP_LIMIT)
+            }
+            TerminateReason::Cancelled if !grace.is_zero() => {
+                actions.push(Action::Terminate { worker: id });
+                (TerminateStep::Grace, grace)
+            }
+            _ => {
+                actions.push(Action::Kill { worker: id });
+                (TerminateStep::Killing, KILL_LIMIT)
+            }
+        };
+        worker.state = WorkerState::Terminating { reason, step, until: now + length, elapsed };
+    }
+
+    /// Goes on to the next step of ending a worker.
+    fn step(&mut self, id: WorkerId, now: Moment, actions: &mut Vec<Action>) {
+        let grace = self.policy.grace;
+        let Some(worker) = self.find(id) else { return };
+        let WorkerState::Terminating { step, until, .. } = &mut worker.state else { return };
+        match *step {
+            TerminateStep::Dumping if !grace.is_zero() => {
+                (*step, *until) = (TerminateStep::Grace, now + grace);
+                actions.push(Action::Terminate { worker: id });
+            }
+            TerminateStep::Dumping | TerminateStep::Grace => self.kill(id, now, actions),
+            TerminateStep::Killing => {
+                *step = TerminateStep::Abandoned;
+                actions.push(Action::Abandon { worker: id });
+            }
+            TerminateStep::Abandoned => {}
+        }
+    }
+
+    /// Kills a worker that is being ended, unless it has been killed.
+    fn kill(&mut self, id: WorkerId, now: Moment, actions: &mut Vec<Action>) {
+        let Some(worker) = self.find(id) else { return };
+        let WorkerState::Terminating { step, until, .. } = &mut worker.state else { return };
+        if matches!(step, TerminateStep::Dumping | TerminateStep::Grace) {
+            (*step, *until) = (TerminateStep::Killing, now + KILL_LIMIT);
+            actions.push(Action::Kill { worker: id });
+        }
+    }
+
+    /// Does what time and the new state ask for.
+    fn settle(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.drop_cancelled(actions);
+        self.check_deadlines(now, actions);
+        if self.policy.budget.is_some_and(|budget| now >= budget) {
+            for task in std::mem::take(&mut self.queue) {
+                self.complete(task, Ending::TimedOut, None, Duration::ZERO, actions);
+            }
+        }
+        self.assign(now, actions);
+        self.share(actions);
+    }
+
+    fn drop_cancelled(&mut self, actions: &mut Vec<Action>) {
+        if !self.tasks.values().any(|state| state.cancelled) {
+            return;
+        }
+        let (dropped, kept): (VecDeque<_>, VecDeque<_>) =
+            self.queue.iter().partition(|task| self.tasks.get(task).is_some_and(|state| state.cancelled));
+        self.queue = kept;
+        for task in dropped {
+            self.complete(task, Ending::Cancelled, None, Duration::ZERO, actions);
+        }
+    }
+
+    fn check_deadlines(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        for at in 0..self.workers.len() {
+            let (id, worker) = &self.workers[at];
+            let id = *id;
+            let cancelled = |task: &TaskId| self.tasks.get(task).is_some_and(|state| state.cancelled);
+            match worker.state {
+                WorkerState::Running { deadline, .. } if !worker.revoking => {
+                    let late = deadline.filter(|&deadline| now >= deadline);
+                    let unwanted = worker.handed.front().is_some_and(cancelled);
+                    if (late.is_some() || unwanted || worker.handed.iter().any(cancelled)) && worker.handed.len() > 1 {
+                        // First nothing more may be started, or the kill would hit the next task.
+                        self.workers[at].1.revoking = true;
+                        actions.push(Action::Revoke { worker: id });
+                    } else if unwanted {
+                        self.end_worker(id, TerminateReason::Cancelled, now, actions);
+                    } else if let Some(deadline) = late {
+                        self.end_worker(id, TerminateReason::TimedOut(deadline), now, actions);
+                    }
+                }
+                WorkerState::Starting { until } if now >= until => {
+                    self.end_worker(id, TerminateReason::StartTimedOut, now, actions);
+                }
+                WorkerState::Terminating { step, until, .. }
+                    if now >= until && step != TerminateStep::Abandoned =>
+                {
+                    self.step(id, now, actions);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Hands queued tasks to workers, and asks for workers while there are too few.
+    fn assign(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let deadline = self.deadline(now);
+        let limit = self.policy.calls_per_worker.unwrap_or(u32::MAX);
+        for (id, worker) in &mut self.workers {
+            if worker.state == WorkerState::Idle
+                && let Some(task) = self.queue.pop_front()
+            {
+                hand(*id, worker, task, &mut self.tasks, now, deadline, actions);
+            }
+        }
+        let live = self.workers.iter().filter(|(_, worker)| worker.is_live()).count();
+        let starting =
+            self.workers.iter().filter(|(_, worker)| matches!(worker.state, WorkerState::Starting { .. })).count();
+        let wanted = self.queue.len().saturating_sub(starting).min(self.available.saturating_sub(live));
+        for _ in 0..wanted {
+            let id = WorkerId(self.next_worker);
+            self.next_worker += 1;
+            self.workers.push((id, Worker::starting(now + self.policy.start_limit)));
+            actions.push(Action::Start { worker: id });
+        }
+        if starting + wanted > 0 {
+            return;
+        }
+        let Some(depth) = self.depth() else { return };
+        for (id, worker) in &mut self.workers {
+            while matches!(worker.state, WorkerState::Running { .. })
+                && !worker.revoking
+                && !worker.full
+                && worker.handed.len() < depth
+                && worker.served as usize + worker.handed.len() < limit as usize
+                && let Some(task) = self.queue.pop_front()
+            {
+                hand(*id, worker, task, &mut self.tasks, now, deadline, actions);
+            }
+        }
+    }
+
+    /// How many tasks a worker may have at once; `None` until we know how long one takes.
+    fn depth(&self) -> Option<usize> {
+        let pace = self.pace?.as_nanos().max(1);
+        Some(usize::try_from(AHEAD.as_nanos() / pace).unwrap_or(AHEAD_MAX).clamp(2, AHEAD_MAX))
+    }
+
+    /// If a worker is idle, nobody may sit on tasks that he has not started.
+    fn share(&mut self, actions: &mut Vec<Action>) {
+        if !self.queue.is_empty() || !self.workers.iter().any(|(_, worker)| worker.state == WorkerState::Idle) {
+            return;
+        }
+        let longest = self
+            .workers
+            .iter_mut()
+            .filter(|(_, worker)| worker.handed.len() > 1 && !worker.revoking && worker.is_live())
+            .max_by_key(|(_, worker)| worker.handed.len());
+        if let Some((id, worker)) = longest {
+            worker.revoking = true;
+            actions.push(Action::Revoke { worker: *id });
+        }
+    }
+}
+
+fn hand(
+    id: WorkerId,
+    worker: &mut Worker,
+    task: TaskId,
+    tasks: &mut HashMap<TaskId, Task>,
+    now: Moment,
+    deadline: Option<Moment>,
+    actions: &mut Vec<Action>,
+) {
+    worker.hand(task, now, deadline);
+    let state = tasks.get_mut(&task).unwrap_or_else(|| panic!("{task:?} is queued but has ended"));
+    state.attempts += 1;
+    actions.push(Action::Hand { worker: id, task });
+}

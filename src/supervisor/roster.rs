@@ -1,0 +1,350 @@
+//! Where workers come from, and where idle ones wait between jobs.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::events::TaskId;
+use crate::error::Error;
+use crate::forkserver::{ForkedWorker, Forkserver, Notice};
+use crate::sys;
+use crate::transport::{Handed, HostChannel};
+
+/// The task number under which a worker's setup travels.
+pub const SETUP: u64 = u64::MAX;
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It was reaped.
+    Reaped {
+        /// Exit code, or negative signal number.
+        status: i32,
+        /// Peak resident memory in bytes.
+        peak_memory: u64,
+    },
+    /// It was killed and runs no more, but was not reaped yet.
+    Killed,
+    /// Its forkserver ended, and it with it.
+    Lost,
+}
+
+/// What a notice pipe said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The worker exists.
+    Forked,
+    /// It could not be forked, for this error number.
+    ForkFailed(i32),
+    /// It ended.
+    Exited(Exit),
+}
+
+/// A task in a worker's hands, and what was sent along with it.
+#[derive(Clone, Copy, Debug)]
+struct InHand {
+    task: TaskId,
+    function: Option<u64>,
+    previous_context: u64,
+}
+
+/// The host's side of one worker.
+#[derive(Debug)]
+pub struct HostWorker {
+    server: Arc<Forkserver>,
+    id: u64,
+    /// The way to it.
+    pub channel: HostChannel,
+    notice: OwnedFd,
+    partial: Vec<u8>,
+    /// Its pid, once known.
+    pub pid: Option<i32>,
+    /// Whether it has said that it is set up.
+    pub ready: bool,
+    /// Calls that it has served.
+    pub served: u32,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+    functions: HashSet<u64>,
+    context: u64,
+    in_hand: VecDeque<InHand>,
+}
+
+/// What goes to a worker with a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Parcel<'a> {
+    /// The function's number, the same for the same bytes.
+    pub function: u64,
+    /// The pickled function.
+    pub function_bytes: &'a [u8],
+    /// The version of the host's surroundings.
+    pub context: u64,
+    /// The surroundings themselves.
+    pub context_bytes: &'a [u8],
+    /// The pickled arguments.
+    pub arguments: &'a [u8],
+}
+
+impl HostWorker {
+    fn new(server: Arc<Forkserver>, forked: ForkedWorker, context: u64) -> Self {
+        Self {
+            server,
+            id: forked.id,
+            channel: forked.channel,
+            notice: forked.notice,
+            partial: Vec::new(),
+            pid: None,
+            ready: false,
+            served: 0,
+            exit: None,
+            functions: HashSet::new(),
+            context,
+            in_hand: VecDeque::new(),
+        }
+    }
+
+    /// The pipe on which its forkserver tells of it.
+    pub fn notice(&self) -> &OwnedFd {
+        &self.notice
+    }
+
+    /// Whether its forkserver is of no more use.
+    pub fn is_lost(&self) -> bool {
+        self.server.is_lost()
+    }
+
+    /// Hands it a task, with the function and the surroundings if it does not have them.
+    pub fn hand(&mut self, task: TaskId, parcel: &Parcel<'_>) -> std::io::Result<Handed> {
+        let function = (!self.functions.contains(&parcel.function)).then_some(parcel.function);
+        let context_bytes = if self.context == parcel.context { &[][..] } else { parcel.context_bytes };
+        let function_bytes = if function.is_some() { parcel.function_bytes } else { &[] };
+        let sections = [context_bytes, function_bytes, parcel.arguments];
+        let handed = self.channel.hand(task.0, parcel.function, sections)?;
+        if handed == Handed::Yes {
+            self.functions.extend(function);
+            let previous_context = std::mem::replace(&mut self.context, parcel.context);
+            self.in_hand.push_back(InHand { task, function, previous_context });
+        }
+        Ok(handed)
+    }
+
+    /// Takes back what it has not started; what travelled along it does not have after all.
+    pub fn revoke(&mut self) -> usize {
+        let count = self.channel.revoke().min(self.in_hand.len());
+        for _ in 0..count {
+            if let Some(back) = self.in_hand.pop_back() {
+                self.context = back.previous_context;
+                if let Some(function) = back.function {
+                    self.functions.remove(&function);
+                }
+            }
+        }
+        count
+    }
+
+    /// Its oldest task is answered.
+    pub fn answered(&mut self) -> Option<TaskId> {
+        self.served = self.served.saturating_add(1);
+        self.in_hand.pop_front().map(|hand| hand.task)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        if self.server.signal(self.id, signal).is_err() {
+            self.server.set_lost();
+        }
+    }
+
+    /// Kills it and all that it started.
+    pub fn kill(&self) {
+        if self.server.kill(self.id).is_err() {
+            self.server.set_lost();
+        }
+    }
+
+    /// Ends its forkserver, and with it all of its workers.
+    pub fn abandon(&self) {
+        log::warn!("the forkserver does not answer; ending it and all its workers");
+        self.server.shutdown();
+    }
+
+    /// The next thing that its forkserver says of it, if there is one.
+    pub fn news(&mut self) -> Option<News> {
+        if self.exit.is_some() {
+            return None;
+        }
+        const LEN: usize = 16;
+        let mut bytes = [0; LEN];
+        while self.partial.len() < LEN {
+            let missing = LEN - self.partial.len();
+            match sys::read_pipe(self.notice.as_fd(), &mut bytes[..missing]) {
+                Ok(None) => return None,
+                Ok(Some(read)) if read > 0 => self.partial.extend_from_slice(&bytes[..read]),
+                Ok(Some(_)) | Err(_) => return Some(self.lost()),
+            }
+        }
+        let record: [u8; LEN] = self.partial[..].try_into().expect("just that many were read");
+        self.partial.clear();
+        let exit = match Notice::decode(&record) {
+            Ok(Notice::Forked { pid }) => {
+                self.pid = Some(pid);
+                self.server.is_up();
+                return Some(News::Forked);
+            }
+            Ok(Notice::ForkFailed { errno }) => {
+                self.exit = Some(Exit::Killed);
+                return Some(News::ForkFailed(errno));
+            }
+            Ok(Notice::Exited { status, peak_memory }) => Exit::Reaped { status: status.0, peak_memory },
+            Ok(Notice::Killed) => Exit::Killed,
+            Err(_) => return Some(self.lost()),
+        };
+        self.exit = Some(exit);
+        Some(News::Exited(exit))
+    }
+
+    /// The forkserver ended without a word about this worker. Waits until the guard has swept.
+    fn lost(&mut self) -> News {
+        if !self.server.is_lost() {
+            log::warn!("the forkserver has ended; a new one is started at need");
+        }
+        self.server.shutdown();
+        self.exit = Some(Exit::Lost);
+        News::Exited(Exit::Lost)
+    }
+}
+
+/// How to start the forkserver of a slot.
+#[derive(Debug)]
+pub struct Launch {
+    /// The interpreter.
+    pub program: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Its environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The forkserver of a roster, and the workers that wait for the next job.
+#[derive(Debug, Default)]
+pub struct Roster {
+    server: Mutex<Option<Arc<Forkserver>>>,
+    idle: Mutex<HashMap<u64, Vec<HostWorker>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves these maps whole: each change to them is one call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Roster {
+    /// A roster whose forkserver is a copy of the host that was made for it.
+    pub fn with_server(server: Forkserver) -> Self {
+        Self { server: Mutex::new(Some(Arc::new(server))), idle: Mutex::default() }
+    }
+
+    /// Whether a forkserver is there, so that nothing has to be launched.
+    pub fn has_server(&self) -> bool {
+        lock(&self.server).as_ref().is_some_and(|server| !server.is_lost())
+    }
+
+    /// The forkserver, launched if there is none that works.
+    fn server(&self, launch: Option<&Launch>) -> Result<Arc<Forkserver>, Error> {
+        let mut slot = lock(&self.server);
+        if let Some(server) = slot.as_ref().filter(|server| !server.is_lost()) {
+            return Ok(Arc::clone(server));
+        }
+        let Some(launch) = launch else {
+            let source = std::io::Error::other("the copy of the host has ended");
+            return Err(Error::Forkserver { step: "reach it", source });
+        };
+        log::debug!("starting the forkserver");
+        let server =
+            Arc::new(Forkserver::launch(&launch.program, &launch.arguments, &launch.environment)?);
+        *slot = Some(Arc::clone(&server));
+        Ok(server)
+    }
+
+    /// Asks the forkserver to import modules.
+    pub fn preload(&self, launch: &Launch, modules: &str) -> Result<(), Error> {
+        let server = self.server(Some(launch))?;
+        server.preload(modules).map_err(Error::forkserver("preload modules"))
+    }
+
+    /// Takes an idle worker of this kind that has served fewer than `limit` calls.
+    fn lease(&self, key: u64, limit: u32) -> Option<HostWorker> {
+        let mut idle = lock(&self.idle);
+        let waiting = idle.get_mut(&key)?;
+        // The one that waited least: its memory is warm, and the others may retire.
+        while let Some(at) = waiting.iter().rposition(|worker| worker.served < limit) {
+            let mut worker = waiting.remove(at);
+            while let Some(News::Forked) = worker.news() {}
+            if worker.exit.is_none() && !worker.is_lost() {
+                return Some(worker);
+            }
+        }
+        None
+    }
+
+    /// Takes a worker back, to wait for the next job.
+    pub fn release(&self, key: u64, worker: HostWorker) {
+        if worker.exit.is_some() || worker.is_lost() {
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        for waiting in idle.values_mut() {
+            // Those that have retired meanwhile.
+            waiting.retain_mut(|worker| {
+                while let Some(News::Forked) = worker.news() {}
+                worker.exit.is_none()
+            });
+        }
+        idle.entry(key).or_default().push(worker);
+    }
+
+    /// Ends the forkserver and all workers, and waits until nothing is left of them.
+    pub fn shutdown(&self) {
+        let server = lock(&self.server).take();
+        lock(&self.idle).clear();
+        if let Some(server) = server {
+            server.shutdown();
+        }
+    }
+}
+
+/// One kind of worker: those that are set up alike and may stand in for each other.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Where its workers wait.
+    pub roster: Arc<Roster>,
+    /// How to start the forkserver; `None` if it was made for this job.
+    pub launch: Option<Launch>,
+    /// Which idle workers are of this kind.
+    pub key: u64,
+    /// Whether workers are fresh interpreters.
+    pub exec: bool,
+    /// Whether idle workers are kept after the job.
+    pub keep: bool,
+    /// What a new worker is set up with.
+    pub setup: Vec<u8>,
+    /// The version of the host's surroundings that the setup holds.
+    pub context: u64,
+}
+
+impl Fleet {
+    /// Gets a worker that has served fewer than `limit` calls: an idle one, or a new one.
+    pub fn worker(&self, limit: u32) -> Result<HostWorker, Error> {
+        if let Some(worker) = self.roster.lease(self.key, limit) {
+            return Ok(worker);
+        }
+        let server = self.roster.server(self.launch.as_ref())?;
+        let forked = server.fork_worker(self.exec)?;
+        let mut worker = HostWorker::new(server, forked, self.context);
+        // The first request in an empty ring always has room, and nobody has retired yet.
+        let _ = worker
+            .channel
+            .hand(SETUP, 0, [&[], &[], &self.setup])
+            .map_err(Error::system("hand a worker its setup"))?;
+        Ok(worker)
+    }
+}

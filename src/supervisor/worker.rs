@@ -1,0 +1,169 @@
+//! One worker: its states and what moves it from one to the next.
+//!
+//! ```text
+//! Starting --ready--> Idle --handed--> Running --replied--> Idle or Running (the next task)
+//!    |                                    | deadline, cancel, corrupt, worn out
+//!    | start limit                        v
+//!    +-----------------------------> Terminating: Dumping -> Grace -> Killing --exited--> gone
+//! ```
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::events::TaskId;
+use crate::time::Moment;
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// It is being forked and set up.
+    Starting {
+        /// When we stop waiting for it.
+        until: Moment,
+    },
+    /// It waits for a task.
+    Idle,
+    /// It runs the oldest of its tasks.
+    Running {
+        /// Since when.
+        since: Moment,
+        /// When that task must be done.
+        deadline: Option<Moment>,
+    },
+    /// We are ending it.
+    Terminating {
+        /// Why.
+        reason: TerminateReason,
+        /// How far we are.
+        step: TerminateStep,
+        /// When the next step is due.
+        until: Moment,
+        /// How long its task had run when we began.
+        elapsed: Duration,
+    },
+}
+
+/// Why a worker is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TerminateReason {
+    /// Its task missed this deadline.
+    TimedOut(Moment),
+    /// Its task is not wanted any more.
+    Cancelled,
+    /// It wrote nonsense.
+    Corrupted,
+    /// It did not get ready in time.
+    StartTimedOut,
+    /// It has served as many calls as it may.
+    WornOut,
+}
+
+/// How far the end of a worker has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TerminateStep {
+    /// It was asked for its stack.
+    Dumping,
+    /// It was asked to end its task.
+    Grace,
+    /// It was killed.
+    Killing,
+    /// The kill had no effect; its forkserver is being ended.
+    Abandoned,
+}
+
+/// A worker and the tasks that it was handed, oldest first.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// What it is doing.
+    pub state: WorkerState,
+    /// The oldest is running or about to; the others wait behind it and can be taken back.
+    pub handed: VecDeque<TaskId>,
+    /// How many calls it has served.
+    pub served: u32,
+    /// Whether tasks are being taken back from it.
+    pub revoking: bool,
+    /// Whether its ring was full when it was last handed a task.
+    pub full: bool,
+}
+
+impl Worker {
+    /// A worker that has been asked for.
+    pub fn starting(until: Moment) -> Self {
+        Self {
+            state: WorkerState::Starting { until },
+            handed: VecDeque::new(),
+            served: 0,
+            revoking: false,
+            full: false,
+        }
+    }
+
+    /// Whether it takes tasks now or will.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, WorkerState::Terminating { .. })
+    }
+
+    /// It takes on `task`; the clock of its oldest task starts now.
+    pub fn hand(&mut self, task: TaskId, now: Moment, deadline: Option<Moment>) {
+        match self.state {
+            WorkerState::Idle => self.state = WorkerState::Running { since: now, deadline },
+            WorkerState::Running { .. } => {}
+            other => panic!("a task was handed to a worker that is {other:?}"),
+        }
+        self.handed.push_back(task);
+    }
+
+    /// Its oldest task is answered: the clock of the next started when that answer was complete.
+    pub fn finish(&mut self, finished_at: Moment, deadline: impl Fn(Moment) -> Option<Moment>) -> Option<TaskId> {
+        let task = self.handed.pop_front();
+        self.served = self.served.saturating_add(1);
+        self.full = false;
+        if let WorkerState::Running { .. } = self.state {
+            self.state = if self.handed.is_empty() {
+                WorkerState::Idle
+            } else {
+                WorkerState::Running { since: finished_at, deadline: deadline(finished_at) }
+            };
+        }
+        task
+    }
+
+    /// Its newest `count` tasks were taken back.
+    pub fn take_back(&mut self, count: usize) -> VecDeque<TaskId> {
+        self.revoking = false;
+        let kept = self.handed.len().saturating_sub(count);
+        let taken = self.handed.split_off(kept);
+        if self.handed.is_empty() && matches!(self.state, WorkerState::Running { .. }) {
+            self.state = WorkerState::Idle;
+        }
+        taken
+    }
+
+    /// Since when its oldest task runs.
+    pub fn running_since(&self) -> Option<Moment> {
+        match self.state {
+            WorkerState::Running { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    /// How long its oldest task has run, or had when we began to end the worker.
+    pub fn elapsed(&self, now: Moment) -> Duration {
+        match self.state {
+            WorkerState::Running { since, .. } => now.since(since),
+            WorkerState::Terminating { elapsed, .. } => elapsed,
+            WorkerState::Starting { .. } | WorkerState::Idle => Duration::ZERO,
+        }
+    }
+
+    /// The moment at which it wants a tick.
+    pub fn due(&self) -> Option<Moment> {
+        match self.state {
+            WorkerState::Starting { until } => Some(until),
+            WorkerState::Running { deadline, .. } if !self.revoking => deadline,
+            WorkerState::Terminating { step: TerminateStep::Abandoned, .. } => None,
+            WorkerState::Terminating { until, .. } => Some(until),
+            WorkerState::Idle | WorkerState::Running { .. } => None,
+        }
+    }
+}

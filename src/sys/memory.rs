@@ -1,0 +1,216 @@
+//! Shared memory: segments mapped by both sides, and blobs passed from one side to the other.
+//!
+//! The peer of a segment may be hostile. On Linux the file is sealed against shrinking and
+//! growing, so that touching the mapping can never raise SIGBUS and a write through the file
+//! cannot go past its end. Contents are never trusted here: callers copy out, then check.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A shared mapping of a whole file.
+#[derive(Debug)]
+pub struct Segment {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping lives until drop, and every access goes through atomics or through copies
+// of plain bytes; no reference to its contents is ever handed out.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Makes a new zeroed segment of `len` bytes and the file that another process can map.
+    pub fn create(len: usize) -> io::Result<(Self, OwnedFd)> {
+        let fd = anonymous_file(len as u64)?;
+        seal_size(&fd)?;
+        let segment = Self::map(fd.as_fd(), len)?;
+        Ok((segment, fd))
+    }
+
+    /// Maps the segment behind `fd`, which must be `len` bytes long.
+    pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, fd, 0) }?;
+        Ok(Self { base: base.cast(), len })
+    }
+
+    /// The 32-bit word at `offset`, which must be aligned and inside.
+    pub fn u32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "u32 at {offset}");
+        // SAFETY: in bounds and aligned (the base is page-aligned); an atomic may be shared with
+        // another process; the lifetime is that of the mapping.
+        unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
+    }
+
+    /// The 64-bit word at `offset`, which must be aligned and inside.
+    pub fn u64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "u64 at {offset}");
+        // SAFETY: as in `u32`.
+        unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU64>() }
+    }
+
+    /// Copies bytes out; they may have been written by the peer at any time.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset <= self.len && into.len() <= self.len - offset, "read at {offset}");
+        // SAFETY: in bounds; source and target cannot overlap, as nobody borrows the mapping.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len());
+        }
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        assert!(offset <= self.len && from.len() <= self.len - offset, "write at {offset}");
+        // SAFETY: as in `read`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len());
+        }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone and no reference into it outlives `self`.
+        let unmapped = unsafe { munmap(self.base.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own mapping: {unmapped:?}");
+    }
+}
+
+/// Bytes too large for a ring, in a file of their own that is passed over a socket.
+#[derive(Debug)]
+pub struct Blob {
+    file: File,
+    len: usize,
+}
+
+impl Blob {
+    /// Writes `parts` one after the other into a new file.
+    ///
+    /// `write` into a fresh memfd is about twice as fast as storing through a mapping, which
+    /// takes a page fault every 4 KiB.
+    pub fn create(parts: &[&[u8]]) -> io::Result<OwnedFd> {
+        let file = File::from(anonymous_file(0)?);
+        let mut position = 0;
+        for part in parts {
+            file.write_all_at(part, position)?;
+            position += part.len() as u64;
+        }
+        Ok(file.into())
+    }
+
+    /// Takes over a received file that claims to hold `len` bytes.
+    pub fn open(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        let file = File::from(fd);
+        if file.metadata()?.len() != len as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "blob is not as long as announced"));
+        }
+        Ok(Self { file, len })
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies `into.len()` bytes from `offset`. A file that shrank meanwhile is an error, never
+    /// a signal: this reads and does not map.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, offset as u64)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn anonymous_file(len: u64) -> io::Result<OwnedFd> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let fd = memfd_create(c"killercall", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    set_len(fd, len)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn anonymous_file(len: u64) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::mman::{shm_open, shm_unlink};
+    use nix::sys::stat::Mode;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("/kc.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+    let fd = shm_open(name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    shm_unlink(name.as_str())?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    set_len(fd, len)
+}
+
+fn set_len(fd: OwnedFd, len: u64) -> io::Result<OwnedFd> {
+    let file = File::from(fd);
+    file.set_len(len)?;
+    Ok(file.into())
+}
+
+#[cfg(target_os = "linux")]
+fn seal_size(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(fd, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the Linux twin can fail")]
+fn seal_size(_fd: &OwnedFd) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn a_segment_is_one_memory_for_both_who_map_it() {
+        let (ours, fd) = Segment::create(4096).unwrap();
+        let theirs = Segment::map(fd.as_fd(), 4096).unwrap();
+        ours.u64(8).store(7, Ordering::Relaxed);
+        ours.write(100, b"hello");
+        let mut copy = [0; 5];
+        theirs.read(100, &mut copy);
+        assert_eq!((7, b"hello"), (theirs.u64(8).load(Ordering::Relaxed), &copy));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peer_can_neither_shrink_nor_grow_a_segment() {
+        let (_segment, fd) = Segment::create(4096).unwrap();
+        let file = File::from(fd);
+        assert!(file.set_len(0).is_err());
+        assert!(file.write_at(b"x", 4096).is_err());
+    }
+
+    #[test]
+    fn a_blob_of_another_length_is_refused() {
+        let fd = Blob::create(&[b"ab", b"", b"cd"]).unwrap();
+        assert!(Blob::open(fd.try_clone().unwrap(), 3).is_err());
+        let blob = Blob::open(fd, 4).unwrap();
+        let mut tail = [0; 3];
+        blob.read(1, &mut tail).unwrap();
+        assert_eq!(b"bcd", &tail);
+        assert!(blob.read(2, &mut tail).is_err());
+    }
+}

@@ -1,0 +1,23 @@
+//! How things are done: the only room that names `nix` or `libc`, and the only `unsafe` code.
+//!
+//! Each file owns one kernel facility and shows a safe interface; nothing here decides when to
+//! use it. What exists only on Linux has a fallback beside it, so that macOS compiles.
+
+mod clock;
+mod memory;
+mod process;
+mod signal;
+mod socket;
+mod tree;
+mod wait;
+
+pub use clock::now;
+pub use memory::{Blob, Segment};
+pub use process::{
+    ExitStatus, Reaped, become_leader, become_subreaper, die_with_parent, exit_now, keep_across_exec,
+    move_high, null_stdin, own, own_end, parent_pid, pid, reap, spawn_interpreter, take_stdin, try_reap_any,
+};
+pub use signal::{ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send};
+pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
+pub use tree::{children, descendants, kill_tree};
+pub use wait::{Interest, Waiter, Woken, wait_readable};

@@ -1,0 +1,190 @@
+//! Processes: their start, their place in the tree, their end.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::process::{Child, Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::Mode;
+
+use super::socket::retry;
+
+/// How a process ended: an exit code, or the negative number of the signal that killed it, as in
+/// Python's `subprocess`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitStatus(pub i32);
+
+/// A child that was reaped.
+#[derive(Clone, Copy, Debug)]
+pub struct Reaped {
+    /// Its pid, which is free for reuse from now on.
+    pub pid: i32,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its peak resident memory in bytes.
+    pub peak_memory: u64,
+}
+
+/// This process.
+pub fn pid() -> i32 {
+    nix::unistd::getpid().as_raw()
+}
+
+/// The parent of this process.
+pub fn parent_pid() -> i32 {
+    nix::unistd::getppid().as_raw()
+}
+
+/// Leaves at once: no destructor, no `atexit`, no flush.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit is always sound.
+    unsafe { libc::_exit(code) }
+}
+
+/// Starts `program` in a process group of its own with `stdin` as its standard input; standard
+/// output and error are inherited.
+pub fn spawn_interpreter(
+    program: &str,
+    arguments: &[String],
+    environment: &[(Vec<u8>, Vec<u8>)],
+    stdin: OwnedFd,
+) -> io::Result<Child> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::process::CommandExt;
+    let os = |bytes: &'_ [u8]| std::ffi::OsStr::from_bytes(bytes).to_owned();
+    Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (os(name), os(value))))
+        .stdin(Stdio::from(stdin))
+        .process_group(0)
+        .spawn()
+}
+
+/// Takes over the descriptor behind standard input and leaves the null device there.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let socket = move_high(io::stdin().as_fd().try_clone_to_owned()?)?;
+    null_stdin()?;
+    Ok(socket)
+}
+
+/// Puts standard input at end of file.
+pub fn null_stdin() -> io::Result<()> {
+    let null = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::dup2_stdin(&null)?;
+    Ok(())
+}
+
+/// Moves a descriptor out of the way of user code that closes or reuses low numbers.
+pub fn move_high(fd: OwnedFd) -> io::Result<OwnedFd> {
+    const HIGH: u64 = 512;
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    #[expect(clippy::cast_possible_truncation, reason = "at most HIGH")]
+    let lowest = (soft / 2).min(HIGH) as RawFd;
+    let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
+    // SAFETY: fcntl has just made it; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+}
+
+/// Lets the next program that this process execs keep `fd`.
+pub fn keep_across_exec(fd: &OwnedFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+/// Owns an open descriptor whose number came to us through Python; its sender has let go of it.
+pub fn own(fd: RawFd) -> OwnedFd {
+    assert!(fd >= 0, "{fd} is no descriptor");
+    // SAFETY: both callers, `boot` and the worker's start, pass numbers that this crate gave away
+    // with `into_raw_fd`, or that its own exec kept open for just this.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Becomes the leader of a new session and process group; being one already is fine.
+pub fn become_leader() -> io::Result<()> {
+    match nix::unistd::setsid() {
+        Ok(_) | Err(nix::Error::EPERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Adopts descendants whose parents end, so that they never leave this process's tree.
+#[cfg(target_os = "linux")]
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// There is no such thing here: descendants that move to another session escape.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the Linux twin can fail")]
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(())
+}
+
+/// Ties this process's life to that of its parent, which must be `parent` and single-threaded
+/// (the kernel watches the parent's thread, not its process). Returns false if it died meanwhile.
+#[cfg(target_os = "linux")]
+pub fn die_with_parent(parent: i32) -> io::Result<bool> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // Compared with the pid that forked us, not with 1: in a container init is anybody.
+    Ok(parent_pid() == parent)
+}
+
+/// Elsewhere the worker learns of it by the end of its socket.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the Linux twin can fail")]
+pub fn die_with_parent(parent: i32) -> io::Result<bool> {
+    Ok(parent_pid() == parent)
+}
+
+/// A descriptor that becomes readable when this process ends, however many copies of it are held
+/// elsewhere. `None` where the kernel has none.
+#[cfg(target_os = "linux")]
+pub fn own_end() -> Option<OwnedFd> {
+    // SAFETY: the call has no memory effects; nix has no wrapper for it.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid(), 0) };
+    let fd = RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)?;
+    // SAFETY: the kernel has just made it; nobody else has it.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// See above.
+#[cfg(not(target_os = "linux"))]
+pub fn own_end() -> Option<OwnedFd> {
+    None
+}
+
+/// Reaps one child that has ended, if there is one: `Ok(None)` if none has, an error (`ECHILD`)
+/// if there are no children at all.
+pub fn try_reap_any() -> io::Result<Option<Reaped>> {
+    let mut status = 0;
+    // SAFETY: rusage is plain numbers, for which zeroes are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let pid = retry(|| {
+        // SAFETY: both pointers are to live locals. nix has no wait4, and waitid tells no usage.
+        nix::errno::Errno::result(unsafe {
+            libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage)
+        })
+    })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let status = if libc::WIFSIGNALED(status) {
+        ExitStatus(-libc::WTERMSIG(status))
+    } else {
+        ExitStatus(libc::WEXITSTATUS(status))
+    };
+    // Linux counts in KiB, macOS in bytes.
+    let unit = if cfg!(target_os = "linux") { 1024 } else { 1 };
+    let peak_memory = u64::try_from(usage.ru_maxrss).unwrap_or(0) * unit;
+    Ok(Some(Reaped { pid, status, peak_memory }))
+}
+
+/// Waits for our own child `pid` to end and reaps it; that somebody else did so already is fine.
+pub fn reap(pid: i32) -> io::Result<()> {
+    match retry(|| nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)) {
+        Err(error) if error.raw_os_error() != Some(libc::ECHILD) => Err(error),
+        _ => Ok(()),
+    }
+}

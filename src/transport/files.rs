@@ -1,0 +1,80 @@
+//! Files that travel over the socket beside the rings.
+//!
+//! Each is numbered by the order in which it was sent, and a record names the number of its file:
+//! so a file whose record was taken back is skipped, not mistaken for the next one.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::record::Corrupt;
+use crate::sys;
+
+/// Most files under way at once; the socket's buffer holds several times as many.
+pub const FILES_MAX: usize = 32;
+
+/// What the socket brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    /// It has been emptied and is open.
+    Open,
+    /// The peer is gone.
+    Ended,
+}
+
+/// The files received so far and not used yet.
+#[derive(Debug, Default)]
+pub struct FilesIn {
+    waiting: VecDeque<(u32, OwnedFd)>,
+    received: u32,
+}
+
+impl FilesIn {
+    /// Empties the socket of doorbells, and of files.
+    pub fn drain(&mut self, socket: BorrowedFd<'_>) -> io::Result<SocketState> {
+        let mut bells = [0; 64];
+        while let Some(received) = sys::receive(socket, &mut bells)? {
+            for fd in received.fds {
+                self.received = next(self.received);
+                self.waiting.push_back((self.received, fd));
+            }
+            if received.bytes == 0 {
+                return Ok(SocketState::Ended);
+            }
+        }
+        Ok(SocketState::Open)
+    }
+
+    /// Takes the file with this number; those before it belonged to records that were taken back.
+    pub fn take(&mut self, number: u32, socket: BorrowedFd<'_>) -> Result<OwnedFd, Corrupt> {
+        // The file was sent before its record was published, so it is here or in the socket.
+        self.drain(socket).map_err(|error| Corrupt(format!("socket: {error}")))?;
+        while let Some((received, fd)) = self.waiting.pop_front() {
+            if received == number {
+                return Ok(fd);
+            }
+        }
+        Err(Corrupt(format!("file {number} was announced but not sent")))
+    }
+}
+
+/// The count of files sent.
+#[derive(Debug, Default)]
+pub struct FilesOut {
+    sent: u32,
+}
+
+impl FilesOut {
+    /// Sends a file with these contents and returns its number.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, parts: &[&[u8]]) -> io::Result<u32> {
+        let file = sys::Blob::create(parts)?;
+        sys::send_message(socket, b"f", &[file.as_fd()])?;
+        self.sent = next(self.sent);
+        Ok(self.sent)
+    }
+}
+
+/// Zero means "no file", so counting leaves it out.
+fn next(number: u32) -> u32 {
+    number.checked_add(1).unwrap_or(1)
+}

@@ -1,0 +1,31 @@
+//! Where everything lies in a segment. Words that different sides write are on different cache
+//! lines.
+
+/// Bytes of one ring. A power of two, and a multiple of the alignment of records.
+pub const RING_LEN: usize = 64 * 1024;
+/// Bodies above this length travel as a file of their own.
+pub const INLINE_MAX: usize = 16 * 1024;
+/// Bytes for the stack dump: `faulthandler` shows at most 100 frames a thread.
+pub const STACK_LEN: usize = 64 * 1024;
+
+/// Written by the host: it sleeps and wants to be rung (u32).
+pub const HOST_ASLEEP: usize = 64;
+/// Written by the host: how far it has read the responses (u64).
+pub const RESPONSE_READ: usize = 72;
+/// Written by the worker: it sleeps and wants to be rung (u32).
+pub const WORKER_ASLEEP: usize = 128;
+/// Written by the worker: how far it has written responses (u64).
+pub const RESPONSE_WRITTEN: usize = 136;
+/// Written by the worker's signal handler: the stack dump is complete (u32).
+pub const DUMP_COMPLETE: usize = 144;
+/// Written by both: the claim word (u64).
+pub const CLAIM: usize = 192;
+
+/// Start of the request ring.
+pub const REQUESTS: usize = 4096;
+/// Start of the response ring.
+pub const RESPONSES: usize = REQUESTS + RING_LEN;
+/// Start of the stack dump.
+pub const STACK: usize = RESPONSES + RING_LEN;
+/// Bytes of a segment.
+pub const SEGMENT_LEN: usize = STACK + STACK_LEN;

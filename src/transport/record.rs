@@ -1,0 +1,265 @@
+//! The records in the rings: their headers, and the checks on what a peer wrote.
+//!
+//! Pure: bytes in, numbers or a refusal out. A header is copied out of shared memory once, then
+//! parsed, so that a peer cannot change it between check and use.
+
+use std::fmt;
+use std::io;
+
+use super::layout::{INLINE_MAX, RING_LEN};
+use crate::sys::Blob;
+
+/// Bytes of a request's header.
+pub const REQUEST_HEADER: usize = 48;
+/// Bytes of a response's header.
+pub const RESPONSE_HEADER: usize = 32;
+
+/// Says that the rest of the ring is unused and the next record is at its start.
+const SKIP: u32 = 0x5049_4b53;
+const REQUEST: u32 = 0x5145_524b;
+
+/// Something in shared memory that a sound peer would not have written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corrupt(pub String);
+
+impl fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a response means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyKind {
+    /// The worker is set up and takes requests.
+    Ready,
+    /// The worker could not be set up; the body says why.
+    SetupFailed,
+    /// The function returned; the body is its value.
+    Returned,
+    /// The function raised; the body is its exception.
+    Raised,
+    /// The function raised something that `retry_on` names.
+    RaisedRetryable,
+}
+
+impl ReplyKind {
+    const ALL: [Self; 5] =
+        [Self::Ready, Self::SetupFailed, Self::Returned, Self::Raised, Self::RaisedRetryable];
+
+    fn code(self) -> u32 {
+        0x4b00 + Self::ALL.iter().position(|&kind| kind == self).map_or(0, |at| at as u32)
+    }
+
+    fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// The bytes that a record carries: in the ring, or in a file of their own.
+#[derive(Debug)]
+pub enum Body {
+    /// Copied out of the ring.
+    Inline(Vec<u8>),
+    /// Still in the file.
+    File(Blob),
+}
+
+impl Body {
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Inline(bytes) => bytes.len(),
+            Self::File(blob) => blob.len(),
+        }
+    }
+
+    /// Copies a part of them.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Inline(bytes) => {
+                let end = offset.checked_add(into.len()).ok_or(io::ErrorKind::InvalidInput)?;
+                into.copy_from_slice(bytes.get(offset..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            Self::File(blob) => blob.read(offset, into),
+        }
+    }
+}
+
+/// One response, as the host got it.
+#[derive(Debug)]
+pub struct Reply {
+    /// What it means.
+    pub kind: ReplyKind,
+    /// Which task it answers.
+    pub task: u64,
+    /// When the worker had the whole of it ready, in nanoseconds of the monotonic clock.
+    pub finished_at: u64,
+    /// What it carries.
+    pub body: Body,
+}
+
+/// A request's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHeader {
+    pub task: u64,
+    pub function: u64,
+    pub sections: [u64; 3],
+    /// The number of the file that holds the body; zero if the body follows in the ring.
+    pub file: u32,
+}
+
+/// A response's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseHeader {
+    pub kind: ReplyKind,
+    pub task: u64,
+    pub finished_at: u64,
+    pub len: u64,
+    /// The number of the file that holds the body; zero if the body follows in the ring.
+    pub file: u32,
+}
+
+/// What is at a place of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed<H> {
+    /// A record.
+    Record(H),
+    /// Nothing more before the ring's end.
+    Skip,
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes make a word"))
+}
+
+fn half(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes make a half-word"))
+}
+
+impl RequestHeader {
+    /// The length of the body.
+    pub fn len(&self) -> u64 {
+        self.sections.iter().sum()
+    }
+
+    pub fn encode(&self) -> [u8; REQUEST_HEADER] {
+        let mut bytes = [0; REQUEST_HEADER];
+        bytes[..4].copy_from_slice(&REQUEST.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
+        let words = [self.task, self.function, self.sections[0], self.sections[1], self.sections[2]];
+        for (at, value) in words.into_iter().enumerate() {
+            bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub fn parse(bytes: &[u8; REQUEST_HEADER]) -> Result<Parsed<Self>, Corrupt> {
+        match half(bytes, 0) {
+            SKIP => return Ok(Parsed::Skip),
+            REQUEST => {}
+            other => return Err(Corrupt(format!("request of unknown kind {other:#x}"))),
+        }
+        let sections = [word(bytes, 24), word(bytes, 32), word(bytes, 40)];
+        let file = half(bytes, 4);
+        let len = sections.iter().try_fold(0u64, |sum, &part| sum.checked_add(part));
+        if file == 0 && len.is_none_or(|len| len > INLINE_MAX as u64) {
+            return Err(Corrupt(format!("request of {sections:?} bytes in the ring")));
+        }
+        Ok(Parsed::Record(Self { task: word(bytes, 8), function: word(bytes, 16), sections, file }))
+    }
+}
+
+impl ResponseHeader {
+    pub fn encode(&self) -> [u8; RESPONSE_HEADER] {
+        let mut bytes = [0; RESPONSE_HEADER];
+        bytes[..4].copy_from_slice(&self.kind.code().to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
+        for (at, value) in [self.task, self.finished_at, self.len].into_iter().enumerate() {
+            bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// `available` is how many bytes lie between the record's start and what the worker has
+    /// written.
+    pub fn parse(bytes: &[u8; RESPONSE_HEADER], available: u64) -> Result<Parsed<Self>, Corrupt> {
+        let code = half(bytes, 0);
+        if code == SKIP {
+            return Ok(Parsed::Skip);
+        }
+        let kind = ReplyKind::from_code(code)
+            .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
+        let (file, len) = (half(bytes, 4), word(bytes, 24));
+        if file == 0 && (len > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(len) > available) {
+            return Err(Corrupt(format!("response of {len} bytes where {available} were written")));
+        }
+        Ok(Parsed::Record(Self { kind, task: word(bytes, 8), finished_at: word(bytes, 16), len, file }))
+    }
+}
+
+/// The mark that sends a reader back to the ring's start.
+pub fn skip_mark() -> [u8; 4] {
+    SKIP.to_le_bytes()
+}
+
+/// Records start at multiples of eight, so that a header never straddles the ring's end by less
+/// than the mark needs.
+pub const fn padded(len: u64) -> u64 {
+    len.div_ceil(8) * 8
+}
+
+/// Checks the two positions of a ring before anything between them is read.
+pub fn check_positions(read: u64, written: u64) -> Result<u64, Corrupt> {
+    let available = written.wrapping_sub(read);
+    if available <= RING_LEN as u64 && available.is_multiple_of(8) {
+        Ok(available)
+    } else {
+        Err(Corrupt(format!("ring read to {read} and written to {written}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn requests_come_back_as_they_were(
+            task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), file: u32,
+        ) {
+            let header = RequestHeader { task, function, sections, file };
+            prop_assert_eq!(Ok(Parsed::Record(header)), RequestHeader::parse(&header.encode()));
+        }
+
+        #[test]
+        fn responses_come_back_as_they_were(
+            kind in 0usize..5, task: u64, finished_at: u64, len in 0u64..16_000, file: u32,
+        ) {
+            let kind = ReplyKind::ALL[kind];
+            let header = ResponseHeader { kind, task, finished_at, len, file };
+            let parsed = ResponseHeader::parse(&header.encode(), RING_LEN as u64);
+            prop_assert_eq!(Ok(Parsed::Record(header)), parsed);
+        }
+
+        #[test]
+        fn no_response_reaches_past_what_was_written(bytes: [u8; RESPONSE_HEADER], kind in 0usize..5, available in 0u64..70_000) {
+            let mut bytes = bytes;
+            bytes[..4].copy_from_slice(&ReplyKind::ALL[kind].code().to_le_bytes());
+            if let Ok(Parsed::Record(header)) = ResponseHeader::parse(&bytes, available)
+                && header.file == 0
+            {
+                prop_assert!(header.len <= available);
+            }
+        }
+
+        #[test]
+        fn garbage_is_refused_or_bounded(bytes: [u8; REQUEST_HEADER]) {
+            if let Ok(Parsed::Record(header)) = RequestHeader::parse(&bytes) && header.file == 0 {
+                prop_assert!(header.len() <= INLINE_MAX as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The worker's end of its channel.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use super::claim;
+use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
+use super::host::ring;
+use super::layout::{
+    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
+    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
+};
+use super::record::{
+    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
+    ResponseHeader, padded, skip_mark,
+};
+use crate::sys::{self, Blob, Interest, Segment, Waiter, Woken};
+
+/// One request, as the worker got it.
+#[derive(Debug)]
+pub struct Request {
+    /// Which task it is.
+    pub task: u64,
+    /// Which function it calls.
+    pub function: u64,
+    /// The lengths of the three parts of the body.
+    pub sections: [usize; 3],
+    /// The parts, one after the other.
+    pub body: Body,
+}
+
+/// Why a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slept {
+    /// Something may have come.
+    Rung,
+    /// Nothing came in time.
+    Timeout,
+    /// A signal handler ran.
+    Interrupted,
+    /// The host is gone.
+    Ended,
+}
+
+/// The worker's end of a channel.
+#[derive(Debug)]
+pub struct WorkerChannel {
+    segment: &'static Segment,
+    file: OwnedFd,
+    socket: OwnedFd,
+    pid: i32,
+    read_at: usize,
+    written: u64,
+    files_in: FilesIn,
+    files_out: FilesOut,
+    /// Where the records end whose files the host may not have taken yet.
+    files_pending: VecDeque<u64>,
+    waiter: Waiter,
+}
+
+impl WorkerChannel {
+    /// Opens the channel behind a segment's file and a socket.
+    pub fn open(file: OwnedFd, socket: OwnedFd) -> io::Result<Self> {
+        let file = sys::move_high(file)?;
+        let socket = sys::move_high(socket)?;
+        // Leaked on purpose: the signal handler that marks a dump points into it, and it lives as
+        // long as the process.
+        let segment: &'static Segment = Box::leak(Box::new(Segment::map(file.as_fd(), SEGMENT_LEN)?));
+        Ok(Self {
+            segment,
+            file,
+            socket,
+            pid: sys::pid(),
+            read_at: 0,
+            written: 0,
+            files_in: FilesIn::default(),
+            files_out: FilesOut::default(),
+            files_pending: VecDeque::new(),
+            waiter: Waiter::default(),
+        })
+    }
+
+    /// Whether this process is the worker, and not a child that it forked.
+    pub fn is_owner(&self) -> bool {
+        sys::pid() == self.pid
+    }
+
+    /// Prepares for stack dumps and returns the descriptor that they are written to.
+    pub fn prepare_dump(&self) -> io::Result<i32> {
+        use std::io::{Seek, SeekFrom};
+        std::fs::File::from(self.file.try_clone()?).seek(SeekFrom::Start(STACK as u64))?;
+        sys::install_dump_mark(self.segment, DUMP_COMPLETE, self.socket.as_fd())?;
+        Ok(self.file.as_raw_fd())
+    }
+
+    /// Starts the next request, if there is one.
+    pub fn try_receive(&mut self) -> Result<Option<Request>, Corrupt> {
+        if !claim::claim(self.segment.u64(CLAIM)) {
+            return Ok(None);
+        }
+        loop {
+            let parsed = if RING_LEN - self.read_at < REQUEST_HEADER {
+                Parsed::Skip
+            } else {
+                let mut header = [0; REQUEST_HEADER];
+                self.segment.read(REQUESTS + self.read_at, &mut header);
+                RequestHeader::parse(&header)?
+            };
+            match parsed {
+                Parsed::Skip => self.read_at = 0,
+                Parsed::Record(header) => return self.receive_record(&header).map(Some),
+            }
+        }
+    }
+
+    fn receive_record(&mut self, header: &RequestHeader) -> Result<Request, Corrupt> {
+        let len = usize::try_from(header.len()).map_err(|_| Corrupt("request too long".into()))?;
+        let start = self.read_at + REQUEST_HEADER;
+        let body = if header.file == 0 {
+            let mut bytes = vec![0; len];
+            self.segment.read(REQUESTS + start, &mut bytes);
+            self.read_at = start + len.next_multiple_of(8);
+            Body::Inline(bytes)
+        } else {
+            self.read_at = start;
+            let fd = self.files_in.take(header.file, self.socket.as_fd())?;
+            Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("request: {error}")))?)
+        };
+        let sections = header.sections.map(|section| usize::try_from(section).unwrap_or(usize::MAX));
+        Ok(Request { task: header.task, function: header.function, sections, body })
+    }
+
+    /// Waits until the host rings, for at most `limit`.
+    pub fn sleep(&mut self, limit: Duration) -> io::Result<Slept> {
+        let until = sys::now() + limit;
+        let asleep = self.segment.u32(WORKER_ASLEEP);
+        asleep.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if claim::load(self.segment.u64(CLAIM)).unclaimed() > 0 {
+            asleep.store(0, Ordering::Relaxed);
+            return Ok(Slept::Rung);
+        }
+        let slept = self.wait_for_bell(until, limit)?;
+        asleep.store(0, Ordering::Relaxed);
+        Ok(slept)
+    }
+
+    fn wait_for_bell(&mut self, until: crate::time::Moment, limit: Duration) -> io::Result<Slept> {
+        let mut interests = [Interest::new(self.socket.as_fd())];
+        match self.waiter.wait(&mut interests, Some(until), limit)? {
+            Woken::Ready => match self.files_in.drain(self.socket.as_fd())? {
+                SocketState::Open => Ok(Slept::Rung),
+                SocketState::Ended => Ok(Slept::Ended),
+            },
+            Woken::Timer => Ok(if sys::now() >= until { Slept::Timeout } else { Slept::Rung }),
+            Woken::Interrupted => Ok(Slept::Interrupted),
+        }
+    }
+
+    /// Stops taking requests. False if one has just been handed out.
+    #[must_use]
+    pub fn retire(&self) -> bool {
+        claim::retire(self.segment.u64(CLAIM))
+    }
+
+    /// Sends a response. False if the host is gone.
+    ///
+    /// While the ring is full this waits for the host, whatever signals arrive: half a response
+    /// is of no use to anyone.
+    pub fn send(&mut self, kind: ReplyKind, task: u64, body: &[u8]) -> io::Result<bool> {
+        let in_file = body.len() > INLINE_MAX;
+        let inline = if in_file { 0 } else { body.len() };
+        let size = RESPONSE_HEADER as u64 + padded(inline as u64);
+        let file = if in_file {
+            while !self.file_may_go() {
+                if !self.wait_for_room()? {
+                    return Ok(false);
+                }
+            }
+            self.files_out.send(self.socket.as_fd(), &[body])?
+        } else {
+            0
+        };
+        let Some(at) = self.make_room(size)? else {
+            return Ok(false);
+        };
+        let finished_at = sys::now().as_nanos();
+        let header = ResponseHeader { kind, task, finished_at, len: body.len() as u64, file };
+        self.segment.write(RESPONSES + at, &header.encode());
+        if !in_file {
+            self.segment.write(RESPONSES + at + RESPONSE_HEADER, body);
+        }
+        self.written = self.written.wrapping_add(size);
+        if in_file {
+            self.files_pending.push_back(self.written);
+        }
+        self.segment.u64(RESPONSE_WRITTEN).store(self.written, Ordering::Release);
+        self.wake_host()?;
+        Ok(true)
+    }
+
+    /// Waits until `size` bytes fit in one piece; returns where, or `None` if the host is gone.
+    fn make_room(&mut self, size: u64) -> io::Result<Option<usize>> {
+        loop {
+            let at = usize::try_from(self.written % RING_LEN as u64).expect("less than a ring");
+            let tail = (RING_LEN - at) as u64;
+            let skip = if size > tail { tail } else { 0 };
+            if self.unread() + skip + size <= RING_LEN as u64 {
+                if skip > 0 {
+                    self.segment.write(RESPONSES + at, &skip_mark());
+                    self.written = self.written.wrapping_add(skip);
+                    return Ok(Some(0));
+                }
+                return Ok(Some(at));
+            }
+            if !self.wait_for_room()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn unread(&self) -> u64 {
+        self.written.wrapping_sub(self.segment.u64(RESPONSE_READ).load(Ordering::Acquire))
+    }
+
+    fn file_may_go(&mut self) -> bool {
+        let unread = self.unread();
+        let written = self.written;
+        self.files_pending.retain(|&end| written.wrapping_sub(end) < unread);
+        self.files_pending.len() < FILES_MAX
+    }
+
+    /// Waits until the host has read something. False if it is gone.
+    fn wait_for_room(&mut self) -> io::Result<bool> {
+        let before = self.segment.u64(RESPONSE_READ).load(Ordering::Acquire);
+        let asleep = self.segment.u32(WORKER_ASLEEP);
+        asleep.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if self.segment.u64(RESPONSE_READ).load(Ordering::Acquire) != before {
+            asleep.store(0, Ordering::Relaxed);
+            return Ok(true);
+        }
+        let limit = Duration::from_secs(3600);
+        let slept = self.wait_for_bell(sys::now() + limit, limit)?;
+        asleep.store(0, Ordering::Relaxed);
+        Ok(slept != Slept::Ended)
+    }
+
+    fn wake_host(&self) -> io::Result<()> {
+        fence(Ordering::SeqCst);
+        if self.segment.u32(HOST_ASLEEP).load(Ordering::Relaxed) != 0
+            && self.segment.u32(HOST_ASLEEP).swap(0, Ordering::SeqCst) != 0
+        {
+            ring(self.socket.as_fd())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Handed, HostChannel};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pair() -> (HostChannel, WorkerChannel) {
+        let (host, file, socket) = HostChannel::create().unwrap();
+        (host, WorkerChannel::open(file, socket).unwrap())
+    }
+
+    fn bytes(body: &Body) -> Vec<u8> {
+        let mut bytes = vec![0; body.len()];
+        body.read(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        /// Whatever is handed, taken back, answered and read, in whatever order, each side gets
+        /// just what the other sent.
+        #[test]
+        fn every_request_is_answered_or_taken_back(
+            steps in prop::collection::vec((0u8..5, 0usize..40_000), 1..400),
+        ) {
+            let (mut host, mut worker) = pair();
+            let mut next_task = 0u64;
+            let mut handed = VecDeque::new();
+            let mut started = VecDeque::new();
+            let mut answers = VecDeque::new();
+            for (step, size) in steps {
+                let size = if size % 7 == 0 { size } else { size % 3000 };
+                match step {
+                    0 | 1 => {
+                        let body = vec![u8::try_from(next_task % 251).unwrap(); size];
+                        if host.hand(next_task, 9, [&[], &body, b"x"]).unwrap() == Handed::Yes {
+                            handed.push_back((next_task, size));
+                        }
+                        next_task += 1;
+                    }
+                    2 => match worker.try_receive().unwrap() {
+                        Some(request) => {
+                            let (task, size) = handed.pop_front().unwrap();
+                            prop_assert_eq!((task, [0, size, 1]), (request.task, request.sections));
+                            let mut expected = vec![u8::try_from(task % 251).unwrap(); size];
+                            expected.push(b'x');
+                            prop_assert_eq!(expected, bytes(&request.body));
+                            started.push_back((task, size));
+                        }
+                        None => prop_assert!(handed.is_empty()),
+                    },
+                    3 => if let Some((task, size)) = started.front().copied() {
+                        // As a worker does: one at a time, and only if it need not wait.
+                        if worker.unread() + 2 * size as u64 + 4096 < RING_LEN as u64 && answers.len() < FILES_MAX {
+                            prop_assert!(worker.send(ReplyKind::Returned, task, &vec![7; size]).unwrap());
+                            started.pop_front();
+                            answers.push_back((task, size));
+                        }
+                    },
+                    _ => {
+                        if size % 2 == 0 {
+                            prop_assert_eq!(handed.len(), host.revoke());
+                            handed.clear();
+                        }
+                        while let Some(reply) = host.receive().unwrap() {
+                            let (task, size) = answers.pop_front().unwrap();
+                            prop_assert_eq!((task, vec![7; size]), (reply.task, bytes(&reply.body)));
+                        }
+                        prop_assert!(answers.is_empty());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_scribbling_worker_is_found_out() {
+        let (mut host, worker) = pair();
+        worker.segment.u64(RESPONSE_WRITTEN).store(12345, Ordering::Release);
+        assert!(host.receive().is_err());
+        worker.segment.u64(RESPONSE_WRITTEN).store(64, Ordering::Release);
+        assert!(host.receive().is_err(), "a header of zeroes");
+    }
+
+    #[test]
+    fn a_worker_learns_that_the_host_is_gone() {
+        let (host, mut worker) = pair();
+        drop(host);
+        assert_eq!(Slept::Ended, worker.sleep(Duration::from_secs(60)).unwrap());
+    }
+
+    #[test]
+    fn a_sleeping_side_is_rung() {
+        let (mut host, mut worker) = pair();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let request = loop {
+                    match worker.try_receive().unwrap() {
+                        Some(request) => break request,
+                        None => assert_ne!(Slept::Ended, worker.sleep(Duration::from_secs(60)).unwrap()),
+                    }
+                };
+                assert!(worker.send(ReplyKind::Returned, request.task, b"done").unwrap());
+            });
+            assert_eq!(Handed::Yes, host.hand(5, 0, [b"", b"", b""]).unwrap());
+            let reply = loop {
+                if let Some(reply) = host.receive().unwrap() {
+                    break reply;
+                }
+                if host.prepare_sleep() {
+                    assert!(sys::wait_readable(host.socket(), Duration::from_secs(60)).unwrap());
+                }
+                host.wake().unwrap();
+            };
+            assert_eq!((5, b"done".to_vec()), (reply.task, bytes(&reply.body)));
+        });
+    }
+}
