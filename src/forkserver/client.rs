@@ -49,7 +49,11 @@ pub struct Forkserver {
 
 impl Forkserver {
     /// Starts a fresh interpreter that is to call [`boot`](super::boot) on its standard input.
-    pub fn launch(program: &str, arguments: &[String], environment: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, Error> {
+    pub fn launch(
+        program: &str,
+        arguments: &[String],
+        environment: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<Self, Error> {
         let (server, theirs) = Self::prepare()?;
         let child = sys::spawn_interpreter(program, arguments, environment, theirs)
             .map_err(Error::forkserver("run the interpreter"))?;
@@ -94,7 +98,8 @@ impl Forkserver {
 
     /// Asks for a new worker. Whether it came to be, its notice pipe tells.
     pub fn fork_worker(&self, exec: bool) -> Result<ForkedWorker, Error> {
-        let (channel, segment, socket) = HostChannel::create().map_err(Error::system("make shared memory"))?;
+        let (channel, segment, socket) =
+            HostChannel::create().map_err(Error::system("make shared memory"))?;
         let (notice, theirs) = sys::pipe().map_err(Error::system("make a pipe"))?;
         let id = self.next_worker.fetch_add(1, Ordering::Relaxed);
         self.command(Command::Fork { worker: id, exec }, &[segment.as_fd(), socket.as_fd(), theirs.as_fd()])

@@ -79,7 +79,12 @@ fn encode<const N: usize>(kind: u32, number: i32, value: u64, other: u64) -> [u8
 fn decode(bytes: &[u8]) -> (u32, i32, u64, u64) {
     let half = |at: usize| bytes[at..at + 4].try_into().expect("four bytes");
     let word = |at: usize| bytes.get(at..at + 8).map_or([0; 8], |word| word.try_into().expect("eight bytes"));
-    (u32::from_le_bytes(half(0)), i32::from_le_bytes(half(4)), u64::from_le_bytes(word(8)), u64::from_le_bytes(word(16)))
+    (
+        u32::from_le_bytes(half(0)),
+        i32::from_le_bytes(half(4)),
+        u64::from_le_bytes(word(8)),
+        u64::from_le_bytes(word(16)),
+    )
 }
 
 fn unknown(what: &str, kind: u32) -> io::Error {

@@ -19,6 +19,6 @@ mod control;
 mod guard;
 mod server;
 
-pub use client::{Forkserver, ForkedWorker};
+pub use client::{ForkedWorker, Forkserver};
 pub use control::Notice;
 pub use server::{Booted, Interpreter, WorkerEnds, boot};

@@ -304,14 +304,20 @@ impl Server {
                 false
             }
         });
-        self.children.iter().any(|child| matches!(child.state, ChildState::Killed(_) | ChildState::Reaped(..)))
+        self.children
+            .iter()
+            .any(|child| matches!(child.state, ChildState::Killed(_) | ChildState::Reaped(..)))
     }
 
     /// Whoever is a child of ours but not a worker was started by a worker that has ended.
     fn kill_strays(&self) -> bool {
         let mut strays = false;
         for pid in sys::children(self.pid) {
-            if !self.children.iter().any(|child| child.pid == pid && !matches!(child.state, ChildState::Reaped(..))) {
+            if !self
+                .children
+                .iter()
+                .any(|child| child.pid == pid && !matches!(child.state, ChildState::Reaped(..)))
+            {
                 sys::kill_tree(pid);
                 strays = true;
             }
@@ -331,4 +337,3 @@ fn read_text(fd: OwnedFd, len: u64) -> Option<String> {
     blob.read(0, &mut bytes).ok()?;
     String::from_utf8(bytes).ok()
 }
-

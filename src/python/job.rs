@@ -7,9 +7,7 @@ use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::supervisor::{
-    self, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait,
-};
+use crate::supervisor::{self, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait};
 use crate::sys;
 use crate::transport::Body;
 
@@ -127,7 +125,11 @@ impl Job {
     #[pyo3(signature = (roster, start, *, key, exec, keep, setup, context, context_bytes, function,
         function_bytes, timeout, grace, workers, retries, retry_timed_out, retry_died, budget,
         calls_per_worker, start_limit))]
-    #[expect(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "keyword arguments from one caller")]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "keyword arguments from one caller"
+    )]
     fn new(
         roster: &Roster,
         start: Option<LaunchArguments>,
@@ -232,14 +234,21 @@ impl Job {
                 let source = std::io::Error::from_raw_os_error(*errno);
                 (format!("failed to fork a worker: {source}"), Some(*errno), None, None)
             }
-            StartError::Setup(body) => ("failed to set up a worker".into(), None, None, Some(bytes(py, body)?)),
+            StartError::Setup(body) => {
+                ("failed to set up a worker".into(), None, None, Some(bytes(py, body)?))
+            }
             StartError::Exited(Exit::Reaped { status, .. }) => {
                 ("a worker ended before it was set up".into(), None, Some(*status), None)
             }
-            StartError::Exited(Exit::Killed) => ("a worker was killed before it was set up".into(), None, None, None),
-            StartError::Exited(Exit::Lost) => {
-                ("the forkserver ended before it had forked a worker; standard error may say why".into(), None, None, None)
+            StartError::Exited(Exit::Killed) => {
+                ("a worker was killed before it was set up".into(), None, None, None)
             }
+            StartError::Exited(Exit::Lost) => (
+                "the forkserver ended before it had forked a worker; standard error may say why".into(),
+                None,
+                None,
+                None,
+            ),
             StartError::Slow => ("a worker was not set up in time".into(), None, None, None),
         }))
     }

@@ -50,9 +50,7 @@ pub fn boot(
     };
     match forkserver::boot(control, detach, &mut Callbacks { fork, preload })? {
         Booted::Ended => Ok(None),
-        Booted::Worker(ends) => {
-            Ok(Some((ends.segment.into_raw_fd(), ends.socket.into_raw_fd(), ends.exec)))
-        }
+        Booted::Worker(ends) => Ok(Some((ends.segment.into_raw_fd(), ends.socket.into_raw_fd(), ends.exec))),
     }
 }
 

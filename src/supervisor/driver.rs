@@ -184,10 +184,15 @@ impl Driver {
         }
         for Crew { id, worker, .. } in self.crew.drain(..) {
             match self.job.worker(id).map(|worker| worker.state) {
-                Some(WorkerState::Idle | WorkerState::Starting { .. }) if self.fleet.keep && worker.served < self.limit => {
+                Some(WorkerState::Idle | WorkerState::Starting { .. })
+                    if self.fleet.keep && worker.served < self.limit =>
+                {
                     self.fleet.roster.release(self.fleet.key, worker);
                 }
-                Some(WorkerState::Terminating { step: TerminateStep::Killing | TerminateStep::Abandoned, .. }) => {}
+                Some(WorkerState::Terminating {
+                    step: TerminateStep::Killing | TerminateStep::Abandoned,
+                    ..
+                }) => {}
                 _ => worker.kill(),
             }
         }

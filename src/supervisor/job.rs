@@ -212,7 +212,14 @@ impl Job {
             WorkerState::Terminating { reason, .. } => {
                 match reason {
                     TerminateReason::TimedOut(deadline) if finished_at > deadline => {
-                        self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                        self.failed(
+                            task,
+                            Ending::TimedOut,
+                            self.policy.retry_timed_out,
+                            id,
+                            elapsed,
+                            actions,
+                        );
                     }
                     TerminateReason::Cancelled => {
                         self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
@@ -226,7 +233,14 @@ impl Job {
         }
     }
 
-    fn answered(&mut self, task: TaskId, verdict: Verdict, id: WorkerId, elapsed: Duration, actions: &mut Vec<Action>) {
+    fn answered(
+        &mut self,
+        task: TaskId,
+        verdict: Verdict,
+        id: WorkerId,
+        elapsed: Duration,
+        actions: &mut Vec<Action>,
+    ) {
         match verdict {
             Verdict::Returned => self.complete(task, Ending::Returned, Some(id), elapsed, actions),
             Verdict::Raised { retryable } => {
@@ -452,7 +466,9 @@ impl Job {
                 WorkerState::Running { deadline, .. } if !worker.revoking => {
                     let late = deadline.filter(|&deadline| now >= deadline);
                     let unwanted = worker.handed.front().is_some_and(cancelled);
-                    if (late.is_some() || unwanted || worker.handed.iter().any(cancelled)) && worker.handed.len() > 1 {
+                    if (late.is_some() || unwanted || worker.handed.iter().any(cancelled))
+                        && worker.handed.len() > 1
+                    {
                         // First nothing more may be started, or the kill would hit the next task.
                         self.workers[at].1.revoking = true;
                         actions.push(Action::Revoke { worker: id });
@@ -487,8 +503,11 @@ impl Job {
             }
         }
         let live = self.workers.iter().filter(|(_, worker)| worker.is_live()).count();
-        let starting =
-            self.workers.iter().filter(|(_, worker)| matches!(worker.state, WorkerState::Starting { .. })).count();
+        let starting = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| matches!(worker.state, WorkerState::Starting { .. }))
+            .count();
         let wanted = self.queue.len().saturating_sub(starting).min(self.available.saturating_sub(live));
         for _ in 0..wanted {
             let id = WorkerId(self.next_worker);
@@ -521,7 +540,8 @@ impl Job {
 
     /// If a worker is idle, nobody may sit on tasks that he has not started.
     fn share(&mut self, actions: &mut Vec<Action>) {
-        if !self.queue.is_empty() || !self.workers.iter().any(|(_, worker)| worker.state == WorkerState::Idle) {
+        if !self.queue.is_empty() || !self.workers.iter().any(|(_, worker)| worker.state == WorkerState::Idle)
+        {
             return;
         }
         let longest = self

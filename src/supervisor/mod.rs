@@ -9,7 +9,6 @@ mod events;
 mod job;
 mod roster;
 
-
 mod worker;
 
 pub use driver::{Driver, Outcome, Payload, StartError, Wait};

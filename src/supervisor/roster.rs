@@ -259,8 +259,7 @@ impl Roster {
             return Err(Error::Forkserver { step: "reach it", source });
         };
         log::debug!("starting the forkserver");
-        let server =
-            Arc::new(Forkserver::launch(&launch.program, &launch.arguments, &launch.environment)?);
+        let server = Arc::new(Forkserver::launch(&launch.program, &launch.arguments, &launch.environment)?);
         *slot = Some(Arc::clone(&server));
         Ok(server)
     }

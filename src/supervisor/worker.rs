@@ -114,7 +114,11 @@ impl Worker {
     }
 
     /// Its oldest task is answered: the clock of the next started when that answer was complete.
-    pub fn finish(&mut self, finished_at: Moment, deadline: impl Fn(Moment) -> Option<Moment>) -> Option<TaskId> {
+    pub fn finish(
+        &mut self,
+        finished_at: Moment,
+        deadline: impl Fn(Moment) -> Option<Moment>,
+    ) -> Option<TaskId> {
         let task = self.handed.pop_front();
         self.served = self.served.saturating_add(1);
         self.full = false;

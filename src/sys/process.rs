@@ -163,9 +163,7 @@ pub fn try_reap_any() -> io::Result<Option<Reaped>> {
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     let pid = retry(|| {
         // SAFETY: both pointers are to live locals. nix has no wait4, and waitid tells no usage.
-        nix::errno::Errno::result(unsafe {
-            libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage)
-        })
+        nix::errno::Errno::result(unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) })
     })?;
     if pid == 0 {
         return Ok(None);

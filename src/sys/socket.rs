@@ -53,9 +53,8 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
-    let sent = retry(|| {
-        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, SEND_FLAGS, None)
-    })?;
+    let sent =
+        retry(|| sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, SEND_FLAGS, None))?;
     if sent == bytes.len() {
         Ok(())
     } else {
@@ -68,8 +67,7 @@ pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Option<Rec
     let mut space = cmsg_space!([RawFd; MAX_FDS]);
     let received = retry(|| {
         let mut slices = [IoSliceMut::new(into)];
-        let message =
-            recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), RECEIVE_FLAGS)?;
+        let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), RECEIVE_FLAGS)?;
         let mut fds = Vec::new();
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = part {

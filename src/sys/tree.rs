@@ -21,7 +21,12 @@ pub fn children(pid: i32) -> Vec<i32> {
         match std::fs::read_to_string(task.path().join("children")) {
             Ok(list) => found.extend(list.split_ascii_whitespace().filter_map(|id| id.parse::<i32>().ok())),
             // A kernel without CONFIG_PROC_CHILDREN has the directory but not the file.
-            Err(_) if !Path::new("/proc/self/task").join(std::process::id().to_string()).join("children").exists() => {
+            Err(_)
+                if !Path::new("/proc/self/task")
+                    .join(std::process::id().to_string())
+                    .join("children")
+                    .exists() =>
+            {
                 return children_by_parent(pid);
             }
             // The thread ended between the two reads; its children moved to a sibling.

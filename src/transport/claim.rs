@@ -55,10 +55,7 @@ pub fn load(word: &AtomicU64) -> Claim {
 /// Host: one more request may be started. False if the worker has retired.
 #[must_use]
 pub fn hand(word: &AtomicU64) -> bool {
-    update(word, |claim| {
-        (!claim.retired).then(|| Claim { handed: next(claim.handed), ..claim })
-    })
-    .is_some()
+    update(word, |claim| (!claim.retired).then(|| Claim { handed: next(claim.handed), ..claim })).is_some()
 }
 
 /// Host: takes back all that has not been started, and tells how many that were.
@@ -69,10 +66,8 @@ pub fn revoke(word: &AtomicU64) -> u32 {
 /// Worker: starts the next request, if there is one.
 #[must_use]
 pub fn claim(word: &AtomicU64) -> bool {
-    update(word, |claim| {
-        (claim.unclaimed() > 0).then(|| Claim { claimed: next(claim.claimed), ..claim })
-    })
-    .is_some()
+    update(word, |claim| (claim.unclaimed() > 0).then(|| Claim { claimed: next(claim.claimed), ..claim }))
+        .is_some()
 }
 
 /// Worker: takes no more, unless something has just been handed out.

@@ -8,8 +8,8 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
-    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
+    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
+    RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
 };
 use super::record::{
     Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, RequestHeader, ResponseHeader,
@@ -173,9 +173,9 @@ impl HostChannel {
         };
         self.consume(RESPONSE_HEADER as u64 + padded(inline))?;
         let answered = self.outstanding.pop_front();
-        self.answered_end = answered.map(|request| request.end).ok_or_else(|| {
-            Corrupt(format!("response to task {} that was not handed out", header.task))
-        })?;
+        self.answered_end = answered
+            .map(|request| request.end)
+            .ok_or_else(|| Corrupt(format!("response to task {} that was not handed out", header.task)))?;
         Ok(Reply { kind: header.kind, task: header.task, finished_at: header.finished_at, body })
     }
 
@@ -234,7 +234,12 @@ impl HostChannel {
 /// is found out by its death notice.
 pub(super) fn ring(socket: BorrowedFd<'_>) -> io::Result<()> {
     match sys::send_message(socket, b"d", &[]) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
             Err(error)
         }
         _ => Ok(()),

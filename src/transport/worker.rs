@@ -10,12 +10,12 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::host::ring;
 use super::layout::{
-    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
-    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
+    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
+    RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
 };
 use super::record::{
-    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
-    ResponseHeader, padded, skip_mark,
+    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, padded,
+    skip_mark,
 };
 use crate::sys::{self, Blob, Interest, Segment, Waiter, Woken};
 

@@ -1,0 +1,193 @@
+"""`killer_call`: one call in a worker process, killed at its deadline."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from killercall._host import HostJob, is_inline
+from killercall._options import CALL_OPTIONS, Options, check_timeout, update
+from killercall._payload import short_repr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_TIMEOUT = 10.0
+
+
+class KillerFunction(Generic[P, R]):
+    """
+    A function whose calls run in a supervised worker process. Made by `killer_call`.
+
+    Attributes:
+        __wrapped__: the function itself.
+    """
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(self, function: Callable[P, R], options: Options) -> None:
+        """Use `killer_call`, which checks its arguments."""
+        functools.update_wrapper(self, function)
+        # What update_wrapper copied of another one must not stay.
+        self.__wrapped__ = function
+        self._killercall_options = options
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
+        options = self._killercall_options
+        if is_inline():
+            return self.__wrapped__(*args, **kwargs)
+        with HostJob(self.__wrapped__, options, workers=1, calls=[(args, kwargs)]) as job:
+            job.submit(0, (args, kwargs))
+            (outcome,) = job.wait()
+            if outcome.ending == "returned":
+                value: R = job.value(outcome)
+                return value
+            failure = job.failure(outcome)
+        if outcome.ending == "timed_out" and options.on_timeout != "raise":
+            instead: Any = failure if options.on_timeout == "return" else options.default
+            return instead  # type: ignore[no-any-return]
+        try:
+            raise failure
+        finally:
+            # Or the traceback holds this frame, which holds the exception.
+            del failure
+
+    def options(self, **options: Any) -> KillerFunction[P, R]:
+        """
+        A copy with other options; those not named stay.
+
+        Example:
+            >>> from killercall import killer_call
+            >>> square = killer_call(lambda x: x * x, timeout=5)
+            >>> square.options(timeout=1)(3)
+            9
+        """
+        checked = update(self._killercall_options, options, allowed=CALL_OPTIONS, where="killer_call")
+        return KillerFunction(self.__wrapped__, checked)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """As a method: `self` goes along as the first argument."""
+        if instance is None:
+            return self
+        bind = getattr(self.__wrapped__, "__get__", None)
+        if bind is None:
+            return self
+        return KillerFunction(bind(instance, owner), self._killercall_options)
+
+    def __reduce__(self) -> Any:
+        """By its name where that leads here, so that its module's state is not copied."""
+        import sys
+
+        module = sys.modules.get(getattr(self, "__module__", None) or "")
+        found: Any = module if module is not sys.modules.get("__main__") else None
+        for name in getattr(self, "__qualname__", "<none>").split("."):
+            found = getattr(found, name, None)
+        if found is self:
+            return self.__qualname__
+        return KillerFunction, (self.__wrapped__, self._killercall_options)
+
+    def __repr__(self) -> str:
+        """Names the function and its limit."""
+        return f"<killer_call of {self.__wrapped__!r}, timeout={self._killercall_options.timeout}>"
+
+
+@overload
+def killer_call(func: Callable[P, R], timeout: Any = ..., **options: Any) -> KillerFunction[P, R]: ...
+
+
+@overload
+def killer_call(
+    func: None = None, timeout: Any = ..., **options: Any
+) -> Callable[[Callable[P, R]], KillerFunction[P, R]]: ...
+
+
+def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any) -> Any:
+    """
+    Makes a function run in a supervised worker process that is killed at its deadline.
+
+    Works as a decorator, bare or with arguments, and as a plain wrapper, on functions, lambdas,
+    other callables and methods. The call returns what the function returns and raises what it
+    raises; the function needs no `if __name__ == "__main__"` guard, and its script is not
+    imported again. At the deadline the worker and all that it has started are dead before the
+    exception is raised. Usable from any thread, many at once.
+
+    Args:
+        func: the function.
+        timeout: seconds (int or float), a `datetime.timedelta`, or None for no limit. Default 10.
+            The clock is monotonic and runs from the moment a ready worker is handed the call to
+            the moment the complete result is in; starting a worker does not count.
+        **options: `start_method` ("forkserver", "spawn", "fork"), `reuse` (True, False, or calls a
+            worker), `grace` (seconds between SIGTERM and SIGKILL, default 0), `serializer`
+            ("cloudpickle", "dill", "pickle", or an object with dumps and loads), `initializer`,
+            `initargs`, `preload` (module names), `env`, `cwd`, `retries` (default 0), `retry_on`
+            (exception classes), `on_timeout` ("raise", "default", "return"), `default`.
+
+    Returns:
+        The decorated function, with its name, signature and docstring. `.options(...)` returns a
+        copy with other options, `.__wrapped__` is the function itself.
+
+    Raises:
+        TypeError: a wrong type of argument, or an unknown option.
+        ValueError: a wrong value, such as a timeout that is not positive.
+
+    The call raises:
+        TimeoutError: the deadline was missed.
+        WorkerDied: the worker ended without an answer.
+        SerializationError: the function, an argument or the result could not be pickled.
+        WorkerStartError: no worker could be started.
+        DepthLimitExceeded: calls are nested too deep.
+
+    Example:
+        >>> import time
+        >>> from killercall import killer_call
+        >>> @killer_call(timeout=0.5)
+        ... def bar(seconds):
+        ...     time.sleep(seconds)
+        ...     return seconds
+        >>> bar(0.1)
+        0.1
+        >>> bar(10)
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.TimeoutError: function 'bar' timed out after 0.5s
+    """
+    if isinstance(func, (int, float)) and not callable(func):
+        message = f"killer_call takes a function first, not {func!r}: was timeout={func!r} meant?"
+        raise TypeError(message)
+    seconds = check_timeout("timeout", timeout)
+    checked = update(Options(timeout=seconds), options, allowed=CALL_OPTIONS, where="killer_call")
+    if func is None:
+        return functools.partial(_decorate, options=checked)
+    return _decorate(func, checked)
+
+
+def _decorate(function: Any, options: Options) -> Any:
+    if isinstance(function, (staticmethod, classmethod)):
+        # The descriptor outside, the worker inside.
+        return type(function)(_decorate(function.__func__, options))
+    check_function(function)
+    return KillerFunction(function, options)
+
+
+def check_function(function: Any) -> None:
+    """Raises unless it can be called in a worker."""
+    if not callable(function):
+        message = f"func must be callable, not {short_repr(function)} of type {type(function).__qualname__}"
+        raise TypeError(message)
+    inner = function.__wrapped__ if isinstance(function, KillerFunction) else function
+    if inspect.iscoroutinefunction(inner) or (
+        isinstance(inner, types.FunctionType) and inspect.isasyncgenfunction(inner)
+    ):
+        message = f"func must not be async yet: {short_repr(function)}"
+        raise TypeError(message)
+
+
+
+
+__all__ = ["KillerFunction", "check_function", "killer_call"]

@@ -1,0 +1,105 @@
+"""The compiled part of killercall. Private: meaning and defaults are in the Python modules."""
+
+from collections.abc import Callable
+from typing import final
+
+__version__: str
+SETUP: int
+
+_Launch = tuple[str, list[str], list[tuple[bytes, bytes]]]
+
+def boot(
+    control: int | None, fork: Callable[[], int], preload: Callable[[str], None]
+) -> tuple[int, int, bool] | None:
+    """Turns this process into guard and forkserver; returns a worker's descriptors in each."""
+
+def keep_open(fds: list[int]) -> None:
+    """Lets the next program that this process execs inherit these descriptors."""
+
+@final
+class ServerCopy:
+    """A forkserver to be: a copy of the host."""
+
+    @staticmethod
+    def prepare() -> tuple[ServerCopy, int]: ...
+    def forked(self, pid: int, control: int) -> Roster: ...
+    def close(self) -> None: ...
+
+@final
+class Roster:
+    """A forkserver with its workers, kept between jobs."""
+
+    def __new__(cls) -> Roster: ...
+    def has_server(self) -> bool: ...
+    def preload(self, start: _Launch, modules: str) -> None: ...
+    def shutdown(self) -> None: ...
+
+@final
+class Outcome:
+    """How a task ended."""
+
+    @property
+    def task(self) -> int: ...
+    @property
+    def ending(self) -> str: ...
+    @property
+    def body(self) -> bytes | None: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    @property
+    def lost(self) -> bool: ...
+    @property
+    def stack(self) -> str | None: ...
+    @property
+    def corrupt(self) -> str | None: ...
+    @property
+    def elapsed(self) -> float: ...
+    @property
+    def attempts(self) -> int: ...
+
+@final
+class Job:
+    """The tasks of one call or one map, and the workers that run them."""
+
+    def __new__(
+        cls,
+        roster: Roster,
+        start: _Launch | None,
+        *,
+        key: int,
+        exec: bool,
+        keep: bool,
+        setup: bytes,
+        context: int,
+        context_bytes: bytes,
+        function: int,
+        function_bytes: bytes,
+        timeout: float | None,
+        grace: float,
+        workers: int,
+        retries: int,
+        retry_timed_out: bool,
+        retry_died: bool,
+        budget: float | None,
+        calls_per_worker: int | None,
+        start_limit: float,
+    ) -> Job: ...
+    def submit(self, task: int, arguments: bytes) -> None: ...
+    def wait(self) -> list[Outcome]: ...
+    def unfinished(self) -> int: ...
+    def queued(self) -> int: ...
+    def cancel_all(self, gently: bool) -> None: ...
+    def close(self) -> None: ...
+    def start_error(self) -> tuple[str, int | None, int | None, bytes | None] | None: ...
+
+@final
+class Channel:
+    """The worker's end of the channel to its host."""
+
+    def __new__(cls, segment: int, socket: int) -> Channel: ...
+    def is_owner(self) -> bool: ...
+    def prepare_dump(self) -> tuple[int, int]: ...
+    def receive(self, idle: float) -> tuple[int, int, bytes | None, bytes | None, bytes] | None: ...
+    def send(self, kind: str, task: int, body: bytes) -> bool: ...

@@ -1,0 +1,65 @@
+"""How many CPUs this process may use: affinity mask and cgroup quota, not the bare core count."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may keep busy, at least 1; a fractional quota is rounded up."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cpus = os.cpu_count() or 1
+    quota = _quota()
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+
+
+def default_workers() -> int:
+    """The available CPUs less 2, which the host and the desktop keep, but at least 2 of 2."""
+    cpus = available_cpus()
+    return max(cpus - 2, min(2, cpus))
+
+
+def _quota() -> float | None:
+    """The tightest CPU quota of the cgroups that enclose this process, in CPUs."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, read = _CGROUPS, _quota_v2
+        elif "cpu" in controllers.split(","):
+            root, read = _CGROUPS / "cpu", _quota_v1
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while True:
+            quotas.append(read(group))
+            if group in {root, group.parent}:
+                break
+            group = group.parent
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        return quota / int((group / "cpu.cfs_period_us").read_text(encoding="ascii")) if quota > 0 else None
+    except (OSError, ValueError):
+        return None

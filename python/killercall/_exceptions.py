@@ -1,0 +1,252 @@
+"""
+The exceptions.
+
+All derive from `KillerError`, and each also from the builtin that people already catch. All
+pickle, so that they travel from a worker of a worker to the host.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno as errno_names
+import pickle
+import signal as signals
+from typing import Any
+
+__all__ = [
+    "DepthLimitExceeded",
+    "KillerError",
+    "MemoryLimitExceeded",
+    "SerializationError",
+    "TimeoutError",
+    "WorkerDied",
+    "WorkerStartError",
+]
+
+
+class KillerError(Exception):
+    """
+    The base of all that killercall raises.
+
+    Raised itself when the function's own exception could not be brought to the host: the message
+    then describes that exception, with its type and traceback.
+
+    Attributes:
+        item: the item of a map that this is about, else None.
+        index: the place of that item, else None.
+    """
+
+    item: Any = None
+    index: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuilds without calling `__init__`, whose arguments differ from class to class."""
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(cls: type[KillerError], args: tuple[Any, ...]) -> KillerError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
+
+
+def _seconds(value: float) -> str:
+    """`4` and `4.0` both read `4s`; `0.25` reads `0.25s`."""
+    return f"{value:.12g}s"
+
+
+class TimeoutError(KillerError, builtins.TimeoutError):  # noqa: A001 - it is one
+    """
+    The call did not answer by its deadline; its worker and all it had started were killed.
+
+    Its text is exactly `function 'bar' timed out after 4s`. To allow more time, pass a larger
+    `timeout`; `stack` tells where the function was.
+
+    Attributes:
+        function: the function's name.
+        timeout: the limit in seconds (None if only a map's budget was spent).
+        elapsed: seconds that the call had run when it was ended.
+        pid: the worker's pid, None if no worker had begun.
+        stack: the worker's Python stack at the deadline, most recent call first; None if the
+            worker could not tell.
+        partial: reserved for the last published value; None.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        timeout: float | None,
+        *,
+        elapsed: float = 0.0,
+        pid: int | None = None,
+        stack: str | None = None,
+        partial: Any = None,
+        message: str | None = None,
+    ) -> None:
+        """Described by the attributes of the class."""
+        if message is None:
+            limit = _seconds(timeout) if timeout is not None else "its budget"
+            message = f"function {function!r} timed out after {limit}"
+        super().__init__(message)
+        self.function = function
+        self.timeout = timeout
+        self.elapsed = elapsed
+        self.pid = pid
+        self.stack = stack
+        self.partial = partial
+        if stack:
+            self.add_note(_stack_note("when it was killed", pid, stack))
+
+
+def _stack_note(when: str, pid: int | None, stack: str) -> str:
+    return f"The worker's Python stack (pid {pid}) {when}:\n{stack.rstrip()}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; real-time signals have only numbers."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class WorkerDied(KillerError):
+    """
+    The worker ended before the call had answered.
+
+    A crash (a segmentation fault, the kernel's out-of-memory killer), `os._exit` or `sys.exit` in
+    the function, or a kill from outside. An exit code of 0 without a result is a failure too.
+
+    Attributes:
+        function: the function's name.
+        exitcode: the exit code, or the negative signal number as in `subprocess`; None if it is
+            not known because the forkserver ended as well.
+        signal: the signal's name such as `"SIGSEGV"`, or None.
+        pid: the worker's pid.
+        stack: the Python stack at a fatal signal, most recent call first, or None.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        exitcode: int | None,
+        *,
+        pid: int | None = None,
+        stack: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Described by the attributes of the class."""
+        self.function = function
+        self.exitcode = exitcode
+        self.signal = signal_name(-exitcode) if exitcode is not None and exitcode < 0 else None
+        self.pid = pid
+        self.stack = stack
+        if reason is not None:
+            how = reason
+        elif self.signal is not None:
+            how = f"was killed by {self.signal}{_likely_cause(self.signal)}"
+        elif exitcode is None:
+            how = "was lost together with its forkserver"
+        else:
+            how = f"exited with code {exitcode} without a result"
+        super().__init__(f"the worker of function {function!r} (pid {pid}) {how}")
+        if stack:
+            self.add_note(_stack_note("when it died", pid, stack))
+
+
+def _likely_cause(name: str) -> str:
+    return {
+        "SIGKILL": " (by the kernel's out-of-memory killer, or by somebody)",
+        "SIGSEGV": " (a crash in C code, or recursion without end)",
+        "SIGABRT": " (an assertion or abort in C code)",
+        "SIGBUS": " (a file shrank under a memory map, or /dev/shm is full)",
+    }.get(name, "")
+
+
+class MemoryLimitExceeded(KillerError, MemoryError):
+    """The call used more memory than its `max_memory`."""
+
+
+class SerializationError(KillerError, pickle.PicklingError):
+    """
+    The function, an argument or a result could not be pickled or unpickled.
+
+    Attributes:
+        path: where in the object the culprit is, such as `args[0].lock`, or None.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        """Described by the attributes of the class."""
+        super().__init__(message)
+        self.path = path
+
+
+class WorkerStartError(KillerError, OSError):
+    """
+    No worker could be started: a limit of the system, a failing initializer, or none in time.
+
+    Attributes:
+        errno: the system's error number, or None.
+        exitcode: how the worker ended that did not get ready, or None.
+    """
+
+    exitcode: int | None = None
+
+    def __init__(
+        self, message: str, errno: int | None = None, *, exitcode: int | None = None
+    ) -> None:
+        """Described by the attributes of the class."""
+        text = message + _advice(errno)
+        super().__init__(text)
+        self.args = (text,)
+        self.errno = errno
+        self.exitcode = exitcode
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the others; the error number is not among the attributes that Python copies."""
+        return _rebuild, (type(self), self.args), {**self.__dict__, "errno": self.errno}
+
+    def __str__(self) -> str:
+        """The message alone; `OSError` would put the number in front."""
+        return str(self.args[0])
+
+
+def _advice(errno: int | None) -> str:
+    """Which limit was hit, its value, and what to do."""
+    import resource
+
+    if errno == errno_names.EAGAIN:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        return (
+            f"; the limit of processes (ulimit -u) is {soft} (hard limit {hard}): "
+            "raise it, use fewer workers, or end other processes"
+        )
+    if errno in {errno_names.EMFILE, errno_names.ENFILE}:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"; the limit of open files (ulimit -n) is {soft} (hard limit {hard}): "
+            "raise it, close files, or use fewer workers"
+        )
+    if errno == errno_names.ENOMEM:
+        return "; the system has no memory left: use fewer workers or smaller ones"
+    return ""
+
+
+class RemoteTraceback(KillerError):
+    """
+    The traceback of an exception in its worker, as the `__cause__` of the one that arrived here.
+
+    Its text is the formatted traceback.
+    """
+
+    def __str__(self) -> str:
+        """Starts on a line of its own, below the name of this class."""
+        return "\n" + str(self.args[0]).rstrip()
+
+
+class DepthLimitExceeded(KillerError, RecursionError):
+    """
+    Calls are nested deeper than `KILLERCALL_MAX_DEPTH` (10 unless set).
+
+    A function that calls itself through killercall would otherwise be a fork bomb.
+    """

@@ -1,0 +1,73 @@
+"""
+The forkserver's interpreter: clean, single-threaded, and without any code of the user's but what
+`preload` names.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Runs in the fresh interpreter that the host has started."""
+    # A file that does not exist must not be looked for by whoever reads `__main__`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(None)
+
+
+def serve(control: int | None) -> None:
+    """
+    Becomes guard and forkserver, and a worker in each process that comes out of it.
+
+    Never returns: whatever happens, the caller's code must not go on in these processes.
+    """
+    status = 1
+    try:
+        from killercall import _core
+
+        ends = _core.boot(control, os.fork, _preload)
+        if ends is not None:
+            _become_worker(*ends)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the last frame there is
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _become_worker(segment: int, socket: int, fresh: bool) -> None:  # noqa: FBT001
+    if fresh:
+        from killercall import _core
+
+        _core.keep_open([segment, socket])
+        command = f"from killercall._worker import main; main({segment}, {socket})"
+        os.execv(sys.executable, interpreter_command(command))  # noqa: S606
+    from killercall._worker import main
+
+    main(segment, socket)
+
+
+def interpreter_command(code: str) -> list[str]:
+    """The arguments of an interpreter like this one that runs `code` with this `sys.path`."""
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    flags = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]  # noqa: SLF001
+    flags += [f"-W{option}" for option in sys.warnoptions]
+    for letter, on in (("s", sys.flags.no_user_site), ("E", sys.flags.ignore_environment)):
+        if on:
+            flags.append(f"-{letter}")
+    return [sys.executable, *flags, "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
+
+
+def _preload(modules: str) -> None:
+    """Imports modules for the workers to come. Failures are the affair of the worker that asks."""
+    import importlib
+
+    for name in modules.split(","):
+        try:
+            importlib.import_module(name)
+        except BaseException:  # noqa: BLE001, S110 - the worker imports it again and tells
+            pass

@@ -1,0 +1,423 @@
+"""
+The host's side: from options to a job, and from outcomes to values and exceptions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import pickle
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from killercall import _context, _core, _forkserver, _payload, _stack, _worker
+from killercall._exceptions import (
+    DepthLimitExceeded,
+    KillerError,
+    RemoteTraceback,
+    SerializationError,
+    TimeoutError,  # noqa: A004
+    WorkerDied,
+    WorkerStartError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from killercall._options import Options
+
+# Seconds that a worker may take to be set up, initializer included.
+START_LIMIT = 60.0
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Shared:
+    """What all calls of this process share. A forked child of the host starts with a new one."""
+
+    def __init__(self) -> None:
+        self.roster = _core.Roster()
+        self.interner = _payload.Interner()
+        self.preload: tuple[str, ...] = ()
+        self._keys: dict[Any, int] = {}
+        self._next_key = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def key(self, kind: Any) -> int:
+        """The number of this kind of worker."""
+        key = self._keys.get(kind)
+        if key is None:
+            with self._lock:
+                key = self._keys.setdefault(kind, next(self._next_key))
+        return key
+
+
+_shared = _Shared()
+
+
+def _start_anew() -> None:
+    global _shared  # noqa: PLW0603 - one per process, like what it describes
+    _shared = _Shared()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+def shutdown() -> None:
+    """
+    Ends all shared workers and the forkserver, and waits until nothing is left of them.
+
+    The next call starts new ones. Calls that are running in other threads end with `WorkerDied`.
+
+    Example:
+        >>> import killercall
+        >>> killercall.shutdown()
+    """
+    _shared.roster.shutdown()
+
+
+atexit.register(shutdown)
+
+
+def preload(*modules: str) -> None:
+    """
+    Imports modules once in the forkserver, so that each new worker has them at once.
+
+    Modules that cannot be imported there are passed over: the worker that needs one tries again.
+    Workers that exist already are not changed.
+
+    Args:
+        modules: names such as `"numpy"`.
+
+    Raises:
+        TypeError: a name is not a string.
+        ValueError: a name is not that of a module.
+
+    Example:
+        >>> import killercall
+        >>> killercall.preload("json", "decimal")
+    """
+    from killercall._options import CHECKS
+
+    names = CHECKS["preload"]("preload", modules)
+    fresh = tuple(name for name in names if name not in _shared.preload)
+    if fresh:
+        _shared.preload += fresh
+        _shared.roster.preload(_launch(), ",".join(fresh))
+
+
+def _launch() -> tuple[str, list[str], list[tuple[bytes, bytes]]]:
+    """How to start the forkserver."""
+    program, *arguments = _forkserver.interpreter_command(
+        "from killercall._forkserver import main; main()"
+    )
+    if not program:
+        message = "cannot start a worker: sys.executable does not name a Python interpreter"
+        raise WorkerStartError(message)
+    environment = [
+        (os.fsencode(name), os.fsencode(value)) for name, value in _context.worker_environment().items()
+    ]
+    return program, arguments, environment
+
+
+def name_of(function: Any) -> str:
+    """The function's name, for messages."""
+    while hasattr(function, "func") and not hasattr(function, "__name__"):
+        function = function.func
+    name = getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__name__
+
+
+def check_depth() -> None:
+    """Raises `DepthLimitExceeded` if another level of nesting is one too many."""
+    level, limit = _context.depth() + 1, _context.max_depth()
+    if level > limit:
+        message = (
+            f"this call would be nested {level} deep, and the limit is {limit}; "
+            f"set {_context.MAX_DEPTH_VARIABLE} if that is meant"
+        )
+        raise DepthLimitExceeded(message)
+
+
+def is_inline() -> bool:
+    """Whether everything is to run in the calling process."""
+    return os.environ.get("KILLERCALL_INLINE", "") not in {"", "0"}
+
+
+class HostJob:
+    """
+    A job as Python sees it: calls go in by number, outcomes come out.
+
+    A context manager; leaving it ends the job and all of it that still runs.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        function: Any,
+        options: Options,
+        *,
+        workers: int,
+        calls: Sequence[Call] | None,
+        budget: float | None = None,
+        batch: bool = False,
+    ) -> None:
+        """With `start_method="fork"`, `calls` must hold all calls: the copy inherits them."""
+        check_depth()
+        self.name = name_of(function)
+        self._options = options
+        self._forks = options.start_method == "fork"
+        self._batch = batch
+        keywords = self._payload(function)
+        keywords.update(
+            timeout=options.timeout,
+            grace=options.grace,
+            workers=workers,
+            retries=options.retries,
+            retry_timed_out=_is_retried(TimeoutError, options),
+            retry_died=_is_retried(WorkerDied, options),
+            budget=budget,
+            calls_per_worker=options.calls_per_worker,
+            start_limit=START_LIMIT,
+        )
+        if self._forks:
+            roster, start = _copy_of_host(function, calls or ()), None
+        else:
+            roster, start = _shared.roster, _launch()
+            self._preload_once(start)
+        self._job = _core.Job(roster, start, **keywords)
+
+    def _payload(self, function: Any) -> dict[str, Any]:
+        """The function, the setup and the surroundings, as bytes."""
+        options = self._options
+        serializer = options.serializer
+        described = (self.name, options.timeout, options.grace > 0, options.retry_on)
+        function_bytes = (
+            _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
+            if self._forks
+            else _dump_function(serializer, function, described)
+        )
+        context, context_bytes = _context.current()
+        initializer = None
+        if options.initializer is not None:
+            pair = (options.initializer, options.initargs)
+            initializer = _payload.dumps(serializer, pair, "initializer")
+        setup = {
+            "depth": _context.depth() + 1,
+            "inherited": self._forks,
+            "context": context_bytes,
+            "preload": options.preload,
+            "serializer": _payload.describe_serializer(serializer),
+            "initializer": initializer,
+            "env": dict(options.env) if options.env is not None else None,
+            "cwd": options.cwd,
+        }
+        env = tuple(sorted(options.env.items())) if options.env is not None else None
+        kind = (options.start_method, setup["serializer"], initializer, options.preload, env, options.cwd)
+        return {
+            "key": _shared.key(kind),
+            "exec": options.start_method == "spawn",
+            "keep": not self._forks,
+            "setup": pickle.dumps(setup, _payload.PROTOCOL),
+            "context": context,
+            "context_bytes": context_bytes,
+            "function": _shared.interner.number(function_bytes),
+            "function_bytes": function_bytes,
+        }
+
+    def _preload_once(self, start: tuple[str, list[str], list[tuple[bytes, bytes]]]) -> None:
+        """A forkserver that was started anew has to be told again."""
+        wanted = _shared.preload
+        if self._options.start_method == "forkserver":
+            fresh = tuple(name for name in self._options.preload if name not in wanted)
+            _shared.preload = wanted = wanted + fresh
+        else:
+            fresh = ()
+        names = fresh if _shared.roster.has_server() else wanted
+        if names:
+            _shared.roster.preload(start, ",".join(names))
+
+    def __enter__(self) -> HostJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._job.close()
+
+    def submit(self, task: int, call: Call) -> None:
+        """Adds a call; raises `SerializationError` if it cannot be pickled."""
+        self._job.submit(task, str(task).encode() if self._forks else self._dump_call(call))
+
+    def _dump_call(self, call: Call) -> bytes:
+        args, kwargs = call
+        serializer = self._options.serializer
+        if type(serializer) is type(_payload.DEFAULT_SERIALIZER) and not kwargs and _payload.is_plain(args):
+            return pickle.dumps(call, _payload.PROTOCOL)
+        try:
+            data = serializer.dumps(call)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - looked into by what follows, which tells it all
+            _payload.dumps(serializer, args, "args")
+            _payload.dumps(serializer, kwargs, "kwargs")
+            return _payload.dumps(serializer, call, "call")
+        return data if isinstance(data, bytes) else _payload.dumps(serializer, call, "call")
+
+    def queued(self) -> int:
+        """Calls that wait for a worker."""
+        return self._job.queued()
+
+    def wait(self) -> list[_core.Outcome]:
+        """
+        Waits until a call has ended.
+
+        On Ctrl+C, and whatever else a signal handler raises, ends the rest, with its grace period
+        unless there is a second one, and raises that.
+        """
+        try:
+            return self._job.wait()
+        except BaseException:
+            self._job.cancel_all(True)
+            while self._job.unfinished():
+                try:
+                    self._job.wait()
+                except BaseException:  # noqa: BLE001 - the first one is raised
+                    self._job.cancel_all(False)
+            raise
+
+    def value(self, outcome: _core.Outcome) -> Any:
+        """The value of a call that returned."""
+        return self._loads(outcome.body, f"the result of function {self.name!r}")
+
+    def _loads(self, data: bytes | None, what: str) -> Any:
+        if data is None:
+            message = f"{what} got lost"
+            raise SerializationError(message)
+        try:
+            return self._options.serializer.loads(data)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # Whatever user code raises while it is unpickled, SystemExit too, fails this one call.
+            message = f"cannot unpickle {what}: {type(error).__name__}: {error}"
+            raise SerializationError(message, path="result") from error
+
+    def failure(self, outcome: _core.Outcome) -> BaseException:
+        """The exception for a call that did not return."""
+        match outcome.ending:
+            case "raised":
+                return self._raised(outcome.body)
+            case "timed_out":
+                return self._timed_out(outcome)
+            case "died":
+                reason = f"wrote nonsense and was killed: {outcome.corrupt}" if outcome.corrupt else None
+                return WorkerDied(
+                    self.name,
+                    outcome.exitcode,
+                    pid=outcome.pid,
+                    stack=_stack.readable(outcome.stack),
+                    reason=reason,
+                )
+            case "not_started":
+                return self._not_started()
+            case other:
+                return KillerError(f"the call of function {self.name!r} was {other}")
+
+    def _timed_out(self, outcome: _core.Outcome) -> TimeoutError:
+        timeout = self._options.timeout
+        message = None
+        if timeout is None or outcome.elapsed < timeout:
+            budget = self._options.budget
+            message = f"function {self.name!r} did not finish within the budget of {budget:.12g}s"
+        return TimeoutError(
+            self.name,
+            timeout,
+            elapsed=outcome.elapsed,
+            pid=outcome.pid,
+            stack=_stack.readable(outcome.stack),
+            message=message,
+        )
+
+    def _raised(self, body: bytes | None) -> BaseException:
+        described = pickle.loads(body or b"")
+        cause = RemoteTraceback(described["traceback"])
+        problem = described["failure"]
+        if described["pickled"] is not None:
+            try:
+                error = self._loads(described["pickled"], "the exception")
+            except SerializationError as unpickling:
+                problem = str(unpickling)
+            else:
+                if isinstance(error, BaseException):
+                    error.__cause__ = cause
+                    return error
+                problem = f"it came back as {_payload.short_repr(error)}"
+        message = (
+            f"function {self.name!r} raised {described['type']}: {described['message']} "
+            f"(the exception itself could not be brought here: {problem})"
+        )
+        failure = KillerError(message)
+        failure.__cause__ = cause
+        return failure
+
+    def _not_started(self) -> WorkerStartError:
+        found = self._job.start_error()
+        if found is None:
+            return WorkerStartError("no worker could be started")
+        message, errno, exitcode, body = found
+        if exitcode is not None:
+            message += f": it exited with {exitcode}"
+        if message.endswith("in time"):
+            message += f" ({START_LIMIT:g}s, initializer included)"
+        if body is None:
+            return WorkerStartError(message, errno, exitcode=exitcode)
+        cause = self._raised(body)
+        failure = WorkerStartError(f"{message}: {type(cause).__name__}: {cause}")
+        failure.__cause__ = cause
+        return failure
+
+
+def _is_retried(cls: type[BaseException], options: Options) -> bool:
+    return issubclass(cls, options.retry_on)
+
+
+def _dump_function(serializer: _payload.Serializer, function: Any, described: tuple[Any, ...]) -> bytes:
+    # The function first and by itself if it fails: so the path starts at it.
+    try:
+        data = serializer.dumps((function, *described))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - looked into by what follows, which tells it all
+        _payload.dumps(serializer, function, "function")
+        return _payload.dumps(serializer, (function, *described), "options")
+    if not isinstance(data, bytes):
+        return _payload.dumps(serializer, (function, *described), "function")
+    return data
+
+
+def _copy_of_host(function: Any, calls: Sequence[Call]) -> _core.Roster:
+    """Forks the host; the copy becomes the forkserver of one job, and its workers inherit all."""
+    _payload.track_classes(function)
+    copy, control = _core.ServerCopy.prepare()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            # What is in the buffers would be written twice.
+            stream.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _worker.inherited = (function, list(calls))
+                copy.close()
+                _forkserver.serve(control)
+            finally:
+                os._exit(1)
+        return copy.forked(pid, control)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,274 @@
+"""
+The options, checked before any process starts.
+
+Each check names the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from killercall import _payload
+from killercall._payload import short_repr
+
+START_METHODS = ("forkserver", "spawn", "fork")
+
+# What the contract names and this version does not have yet. Never silently ignored.
+_NOT_YET = frozenset({
+    "engine",
+    "forward_logging",
+    "forward_output",
+    "max_memory",
+    "outcomes",
+    "progress",
+    "seed",
+})
+
+# Longer than any process lives; what it takes to keep arithmetic with times from overflowing.
+_FOREVER = 3e8
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a call or a map was asked for. Times are in seconds."""
+
+    timeout: float | None = None
+    start_method: str = "forkserver"
+    reuse: bool | int = True
+    grace: float = 0.0
+    serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    preload: tuple[str, ...] = ()
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (BaseException,)
+    default: Any = None
+    on_timeout: str = "raise"
+    on_error: str = "raise"
+    budget: float | None = None
+
+    @property
+    def calls_per_worker(self) -> int | None:
+        """How many calls a worker may serve; None for no limit."""
+        if self.reuse is True:
+            return None
+        return 1 if self.reuse is False else self.reuse
+
+
+CALL_OPTIONS = frozenset({
+    "default", "cwd", "env", "grace", "initargs", "initializer", "on_timeout", "preload",
+    "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
+})  # fmt: skip
+MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
+
+
+def update(options: Options, values: Mapping[str, Any], *, allowed: frozenset[str], where: str) -> Options:
+    """A copy of `options` with checked `values`."""
+    for name in values:
+        if name not in allowed:
+            raise TypeError(_unknown(name, allowed, where))
+    return dataclasses.replace(
+        options, **{name: CHECKS[name](name, value) for name, value in values.items()}
+    )
+
+
+def _unknown(name: str, allowed: Iterable[str], where: str) -> str:
+    if name in _NOT_YET:
+        return f"{where} does not have the option {name!r} yet"
+    close = difflib.get_close_matches(name, sorted(allowed), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(allowed))}"
+    return f"{where} has no option {name!r}{hint}"
+
+
+def check_timeout(name: str, value: Any) -> float | None:
+    """Seconds from an int, a float or a timedelta; None is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, datetime.timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = (
+            f"{name} must be a number of seconds, a datetime.timedelta or None, "
+            f"not {short_repr(value)} of type {type(value).__qualname__}"
+        )
+        raise TypeError(message)
+    else:
+        seconds = value
+    if math.isnan(seconds) or seconds <= 0:
+        message = f"{name} must be greater than 0 seconds, or None for no limit, not {short_repr(value)}"
+        raise ValueError(message)
+    if math.isinf(seconds):
+        message = f"{name} must be finite, or None for no limit, not {short_repr(value)}"
+        raise ValueError(message)
+    return float(min(seconds, _FOREVER))
+
+
+def _check_grace(name: str, value: Any) -> float:
+    if not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0:
+        return 0.0
+    seconds = check_timeout(name, value)
+    if seconds is None:
+        message = f"{name} must be a number of seconds or a datetime.timedelta, not None"
+        raise TypeError(message)
+    return seconds
+
+
+def _check_start_method(name: str, value: Any) -> str:
+    return _check_choice(name, value, START_METHODS)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    expected = f"one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        message = f"{name} must be {expected}, not {short_repr(value)}"
+        raise TypeError(message)
+    if value not in choices:
+        message = f"{name} must be {expected}, not {value!r}"
+        raise ValueError(message)
+    return value
+
+
+def _check_on_failure(name: str, value: Any) -> str:
+    if name == "on_timeout" and value == "partial":
+        message = "on_timeout='partial' is not available yet"
+        raise ValueError(message)
+    return _check_choice(name, value, ("default", "raise", "return"))
+
+
+def check_count(name: str, value: Any, lowest: int) -> int:
+    """A whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        message = f"{name} must be a whole number, not {short_repr(value)} of type {type(value).__qualname__}"
+        raise TypeError(message)
+    if value < lowest:
+        message = f"{name} must be at least {lowest}, not {value}"
+        raise ValueError(message)
+    return value
+
+
+def _check_retries(name: str, value: Any) -> int:
+    return min(check_count(name, value, 0), 2**31)
+
+
+def _check_reuse(name: str, value: Any) -> bool | int:
+    return value if isinstance(value, bool) else min(check_count(name, value, 1), 2**31)
+
+
+def _check_retry_on(name: str, value: Any) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, tuple) else (value,)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            message = f"{name} must be an exception class or a tuple of them, not {short_repr(value)}"
+            raise TypeError(message)
+    return classes
+
+
+def _check_serializer(name: str, value: Any) -> _payload.Serializer:
+    if isinstance(value, str):
+        _check_choice(name, value, _payload.SERIALIZER_NAMES)
+        if value == "dill":
+            _need_dill()
+        return _payload.serializer_named(value)
+    if not (callable(getattr(value, "dumps", None)) and callable(getattr(value, "loads", None))):
+        names = ", ".join(map(repr, _payload.SERIALIZER_NAMES))
+        message = f"{name} must be {names} or an object with dumps and loads, not {short_repr(value)}"
+        raise TypeError(message)
+    serializer: _payload.Serializer = value
+    return serializer
+
+
+def _need_dill() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("dill") is None:
+        message = "serializer='dill' needs the package dill: pip install killercall[dill]"
+        raise ValueError(message)
+
+
+def _check_initializer(name: str, value: Any) -> Callable[..., object] | None:
+    if value is not None and not callable(value):
+        message = f"{name} must be callable or None, not {short_repr(value)}"
+        raise TypeError(message)
+    initializer: Callable[..., object] | None = value
+    return initializer
+
+
+def _check_initargs(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        message = f"{name} must be a tuple of arguments, not {short_repr(value)}"
+        raise TypeError(message)
+    return tuple(value)
+
+
+def _check_preload(name: str, value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(entry, str) for entry in names):
+        message = f"{name} must be module names, not {short_repr(value)}"
+        raise TypeError(message)
+    for entry in names:
+        if not all(part.isidentifier() for part in entry.split(".")):
+            message = f"{name} must be module names such as 'numpy', not {entry!r}"
+            raise ValueError(message)
+    return tuple(names)
+
+
+def _check_env(name: str, value: Any) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        message = f"{name} must be a mapping of strings or None, not {short_repr(value)}"
+        raise TypeError(message)
+    for key, entry in value.items():
+        if not isinstance(key, str) or not isinstance(entry, str):
+            message = f"{name} must map strings to strings, not {short_repr(key)} to {short_repr(entry)}"
+            raise TypeError(message)
+        if not key or "=" in key or "\0" in key + entry:
+            message = f"{name} has a variable that no environment can hold: {short_repr(key)}"
+            raise ValueError(message)
+    return dict(value)
+
+
+def _check_cwd(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        path = os.path.abspath(os.fsdecode(value))  # noqa: PTH100 - str or bytes or a path
+    except TypeError:
+        message = f"{name} must be a path or None, not {short_repr(value)}"
+        raise TypeError(message) from None
+    if not os.path.isdir(path):  # noqa: PTH112
+        message = f"{name} must be an existing directory, not {short_repr(value)}"
+        raise ValueError(message)
+    return path
+
+
+def _check_default(_name: str, value: Any) -> Any:
+    return value
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "budget": check_timeout,
+    "cwd": _check_cwd,
+    "default": _check_default,
+    "env": _check_env,
+    "grace": _check_grace,
+    "initargs": _check_initargs,
+    "initializer": _check_initializer,
+    "on_error": _check_on_failure,
+    "on_timeout": _check_on_failure,
+    "preload": _check_preload,
+    "retries": _check_retries,
+    "retry_on": _check_retry_on,
+    "reuse": _check_reuse,
+    "serializer": _check_serializer,
+    "start_method": _check_start_method,
+    "timeout": check_timeout,
+}

@@ -1,0 +1,392 @@
+"""
+From Python objects to bytes and back.
+
+Exact numbers, strings and flat containers of them take pickle's own way. Everything else goes
+through the serializer, by default cloudpickle with these differences:
+
+- Functions of `__main__` live in the worker's `__main__`, so that they share one namespace there.
+- A class that came from the host goes back as a reference to the host's class. By value it would
+  overwrite the attributes of the host's own class (cloudpickle issue 376).
+- A function that its module knows only as a decorated `killer_call` is sent as a reference to
+  that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cloudpickle
+from cloudpickle import cloudpickle as _internals
+
+from killercall._exceptions import SerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PROTOCOL = pickle.HIGHEST_PROTOCOL
+
+# Types that need no serializer: immutable, and the same everywhere.
+_ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
+
+
+class Serializer(Protocol):
+    """What the option `serializer` takes besides names."""
+
+    def dumps(self, obj: Any, /) -> bytes:
+        """To bytes."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """And back."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether pickle alone does it: atoms, and flat containers of them."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is tuple or kind is list:
+        return all(type(element) in _ATOMS for element in value)
+    if kind is dict:
+        return all(type(key) in _ATOMS and type(value[key]) in _ATOMS for key in value)
+    return False
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Cloudpickle's, with the differences that the module describes."""
+
+    def __init__(self, file: io.BytesIO, *, towards_host: bool) -> None:
+        super().__init__(file, protocol=PROTOCOL)
+        self._towards_host = towards_host
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.FunctionType):
+            return self._reduce_function(obj)
+        if isinstance(obj, type):
+            return self._reduce_class(obj)
+        return super().reducer_override(obj)
+
+    def _reduce_class(self, cls: type) -> Any:
+        token = _token(cls)
+        if self._towards_host and token is not None and token not in _own_tokens:
+            return _class_of_token, (token,)
+        if self._towards_host and _is_inherited(cls):
+            return _class_of_main, (cls.__qualname__,)
+        reduced = super().reducer_override(cls)
+        if token is None:
+            # Now it has one, if it went by value.
+            token = _token(cls)
+            if token is not None:
+                _own_tokens.add(token)
+        return reduced
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        decorated = _decorated(function)
+        if decorated is not None:
+            return _unwrap, (decorated,)
+        reduced = super().reducer_override(function)
+        if not isinstance(reduced, tuple) or not shares_main(function):
+            return reduced
+        # (make, (code, globals, name, defaults, closure), state, None, None, set_state)
+        _, arguments, state, *_ = reduced
+        return _make_main_function, (arguments[0], arguments[4]), state, None, None, _set_main_state
+
+
+def shares_main(function: types.FunctionType) -> bool:
+    """Whether the function's globals are those of this process's `__main__`."""
+    return function.__globals__ is vars(sys.modules["__main__"])
+
+
+def _decorated(function: types.FunctionType) -> Any:
+    """The importable decorated object whose `__wrapped__` this function is, if there is one."""
+    if function.__module__ == "__main__" or "<locals>" in function.__qualname__:
+        return None
+    found: Any = sys.modules.get(function.__module__ or "")
+    for name in function.__qualname__.split("."):
+        found = vars(found).get(name) if hasattr(found, "__dict__") else None
+    if found is function or getattr(found, "__wrapped__", None) is not function:
+        return None
+    return found if hasattr(found, "_killercall_options") else None
+
+
+def _unwrap(decorated: Any) -> Any:
+    return decorated.__wrapped__
+
+
+# Names in `__main__` that an initializer of this worker has assigned: they win over the host's.
+initialized_names: set[str] = set()
+
+
+def _make_main_function(code: types.CodeType, closure: Any) -> types.FunctionType:
+    return types.FunctionType(code, vars(sys.modules["__main__"]), None, None, closure)
+
+
+def _set_main_state(function: types.FunctionType, state: Any) -> None:
+    attributes, slots = state
+    values = slots["__globals__"]
+    namespace = vars(sys.modules["__main__"])
+    for name, value in values.items():
+        if name not in initialized_names:
+            namespace[name] = value
+    _internals._function_setstate(function, (attributes, {**slots, "__globals__": {}}))  # noqa: SLF001
+    # So that multiprocessing in the worker finds it by its name.
+    if "<" not in function.__qualname__ and "." not in function.__qualname__:
+        namespace.setdefault(function.__name__, function)
+
+
+# Classes that were defined in this process, by cloudpickle's own numbers for them. A class with a
+# number that is not among these came from the host.
+_own_tokens: set[str] = set()
+
+# In a worker that is a copy of the host: the `__main__` that the host has as well.
+_inherited_main: types.ModuleType | None = None
+
+
+def become_worker(inherited_main: types.ModuleType | None) -> None:
+    """In a new worker: what this process has so far is the host's, not its own."""
+    global _inherited_main  # noqa: PLW0603 - one per process, like what it describes
+    _own_tokens.clear()
+    _inherited_main = inherited_main
+
+
+def _token(cls: type) -> str | None:
+    token: str | None = _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)  # noqa: SLF001
+    return token
+
+
+def _is_inherited(cls: type) -> bool:
+    if _inherited_main is None or cls.__module__ != "__main__":
+        return False
+    return _attribute(_inherited_main, cls.__qualname__) is cls
+
+
+def _attribute(found: Any, qualname: str) -> Any:
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _class_of_token(token: str) -> type:
+    found: type | None = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(token)  # noqa: SLF001
+    if found is None:
+        message = "a class that was sent to the worker is gone in the host"
+        raise SerializationError(message)
+    return found
+
+
+def _class_of_main(qualname: str) -> type:
+    found = _attribute(sys.modules["__main__"], qualname)
+    if not isinstance(found, type):
+        message = f"class {qualname!r} of __main__ is gone in the host"
+        raise SerializationError(message)
+    return found
+
+
+def track_classes(function: Any) -> None:
+    """
+    Numbers the local classes that a function refers to, before the host is copied.
+
+    So they come back from the copy as the host's own.
+    """
+    function = getattr(function, "__func__", function)
+    for _, part in _parts(function) if isinstance(function, types.FunctionType) else ():
+        if isinstance(part, type) and "<locals>" in part.__qualname__:
+            _internals._get_or_create_tracker_id(part)  # noqa: SLF001
+
+
+class _Cloudpickle:
+    """The default serializer."""
+
+    name = "cloudpickle"
+
+    def __init__(self, *, towards_host: bool = False) -> None:
+        self._towards_host = towards_host
+
+    def dumps(self, obj: Any) -> bytes:
+        buffer = io.BytesIO()
+        _Pickler(buffer, towards_host=self._towards_host).dump(obj)
+        return buffer.getvalue()
+
+    def loads(self, data: bytes) -> Any:
+        return pickle.loads(data)
+
+
+class _Pickle:
+    """The standard library's pickle: faster, but only for what can be imported."""
+
+    name = "pickle"
+
+    def dumps(self, obj: Any) -> bytes:
+        return pickle.dumps(obj, PROTOCOL)
+
+    def loads(self, data: bytes) -> Any:
+        return pickle.loads(data)
+
+
+class _Dill:
+    """Dill, for what cloudpickle does not take."""
+
+    name = "dill"
+
+    def dumps(self, obj: Any) -> bytes:
+        import dill
+
+        data: bytes = dill.dumps(obj, protocol=PROTOCOL, recurse=True)
+        return data
+
+    def loads(self, data: bytes) -> Any:
+        import dill
+
+        return dill.loads(data)
+
+
+_NAMED: dict[str, Callable[[], Serializer]] = {
+    "cloudpickle": _Cloudpickle,
+    "pickle": _Pickle,
+    "dill": _Dill,
+}
+SERIALIZER_NAMES = tuple(_NAMED)
+DEFAULT_SERIALIZER = _Cloudpickle()
+
+
+def serializer_named(name: str) -> Serializer:
+    """The serializer of that name."""
+    return DEFAULT_SERIALIZER if name == "cloudpickle" else _NAMED[name]()
+
+
+def describe_serializer(serializer: Serializer) -> bytes | str:
+    """What tells a worker which serializer to use: a name, or the pickled object."""
+    name = getattr(serializer, "name", None)
+    if isinstance(serializer, (_Cloudpickle, _Pickle, _Dill)) and name:
+        return str(name)
+    return dumps(DEFAULT_SERIALIZER, serializer, "serializer")
+
+
+def serializer_from(description: bytes | str) -> Serializer:
+    """The worker's side of `describe_serializer`."""
+    if description == "cloudpickle":
+        return _Cloudpickle(towards_host=True)
+    if isinstance(description, str):
+        return serializer_named(description)
+    found: Serializer = DEFAULT_SERIALIZER.loads(description)
+    return found
+
+
+def dumps(serializer: Serializer, value: Any, what: str) -> bytes:
+    """
+    Pickles `value`; what goes wrong is a `SerializationError` that names the culprit.
+
+    `what` is the first word of the path, such as `args`.
+    """
+    if isinstance(serializer, _Cloudpickle) and is_plain(value):
+        return pickle.dumps(value, PROTOCOL)
+    try:
+        data = serializer.dumps(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Whatever user code raises while it is pickled, SystemExit too, fails this one call.
+        path, culprit = find_culprit(serializer, value, what)
+        message = (
+            f"cannot pickle {path} (a {type(culprit).__qualname__}): "
+            f"{type(error).__name__}: {error}"
+        )
+        raise SerializationError(message, path=path) from error
+    if not isinstance(data, bytes):
+        message = f"the serializer's dumps must return bytes, not {type(data).__qualname__}"
+        raise SerializationError(message, path=what)
+    return data
+
+
+def find_culprit(serializer: Serializer, value: Any, path: str) -> tuple[str, Any]:
+    """The innermost part of `value` that cannot be pickled by itself, and the way to it."""
+    seen: set[int] = set()
+    while id(value) not in seen:
+        seen.add(id(value))
+        for step, part in itertools.islice(_parts(value), 1000):
+            if not _can_pickle(serializer, part):
+                path, value = path + step, part
+                break
+        else:
+            break
+    return path, value
+
+
+def _can_pickle(serializer: Serializer, value: Any) -> bool:
+    try:
+        serializer.dumps(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - whatever it is, it cannot
+        return False
+    return True
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """The direct parts of a value, each with the step of the path that leads to it."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield f"[{_short(key)}]", part
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, part in enumerate(value):
+            yield f"[{index}]", part
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__ or (), strict=False):
+            with contextlib.suppress(ValueError):
+                yield f".<closure {name}>", cell.cell_contents
+        for name in value.__code__.co_names:
+            if name in value.__globals__:
+                yield f".<global {name}>", value.__globals__[name]
+    elif not isinstance(value, type):
+        state = getattr(value, "__dict__", None)
+        if isinstance(state, dict):
+            for name, part in state.items():
+                yield f".{name}", part
+        for cls in type(value).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                with contextlib.suppress(AttributeError):
+                    yield f".{name}", getattr(value, name)
+
+
+def _short(value: Any) -> str:
+    """A repr that never raises and never fills the screen."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - rendering must not fail
+        text = object.__repr__(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004
+
+
+short_repr = _short
+
+
+class Interner:
+    """Numbers for function payloads: the same bytes, the same number, so that each is sent once."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        """Forgets the least recently used above `limit`; a forgotten one is sent again."""
+        self._numbers: OrderedDict[bytes, int] = OrderedDict()
+        self._next = itertools.count(1)
+        self._limit = limit
+
+    def number(self, data: bytes) -> int:
+        """The number of these bytes."""
+        number = self._numbers.get(data)
+        if number is None:
+            number = next(self._next)
+            self._numbers[data] = number
+            if len(self._numbers) > self._limit:
+                # Another thread may have done so at the same moment.
+                with contextlib.suppress(KeyError):
+                    self._numbers.popitem(last=False)
+        return number

@@ -1,0 +1,201 @@
+"""`killer_pmap`: a parallel map with a deadline for every item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from killercall._call import KillerFunction, check_function
+from killercall._cpus import default_workers
+from killercall._exceptions import KillerError, SerializationError
+from killercall._host import HostJob, check_depth, is_inline
+from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
+from killercall._payload import short_repr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from killercall import _core
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 4.0
+
+# How many pickled items wait in the host at most. Enough to keep workers busy while the host
+# pickles, few enough for large maps in constant memory.
+_AHEAD = 1024
+
+
+def killer_pmap(
+    func: Callable[[T], Any],
+    iterable: Iterable[T],
+    cpus: int | None = None,
+    timeout: Any = DEFAULT_TIMEOUT,
+    **options: Any,
+) -> list[Any]:
+    """
+    Maps a function over items in parallel, with a deadline for every item.
+
+    Returns the results in the order of the items. By default an item that times out yields
+    `default`, and an item that raises or whose worker dies stops the map: what still runs is
+    killed, and the error is raised at once.
+
+    Args:
+        func: called with one item, in a worker process.
+        iterable: the items; read to its end before the first call.
+        cpus: how many workers. Default: the available CPUs (affinity mask and cgroup quota) less
+            2, but at least 2 where there are 2.
+        timeout: seconds an item (int or float), a `datetime.timedelta`, or None. Default 4.
+        **options: as for `killer_call`, and `on_timeout` (here "default" unless given) and
+            `on_error` ("raise" unless given): "default", "raise", or "return", where the
+            exception object takes the item's place; `retries`: a failed item goes to the back of
+            the queue; `budget`: seconds for the whole map, after which what is unfinished counts
+            as timed out.
+
+    Returns:
+        A list with one entry an item.
+
+    Raises:
+        TypeError: a wrong type of argument, or an unknown option.
+        ValueError: a wrong value, such as `cpus=0`.
+        TimeoutError: an item timed out, with `on_timeout="raise"`.
+        WorkerDied: the worker of an item died.
+        SerializationError: the function, an item or a result could not be pickled.
+        WorkerStartError: no worker could be started.
+
+        Exceptions of ours carry `.item` and `.index`.
+
+    Example:
+        >>> import time
+        >>> from killercall import killer_pmap
+        >>> def nap(seconds):
+        ...     time.sleep(seconds)
+        ...     return seconds
+        >>> killer_pmap(nap, [0, 0.1, 30], cpus=2, timeout=1)
+        [0, 0.1, None]
+    """
+    check_function(func)
+    if isinstance(func, KillerFunction):
+        # The map has deadlines of its own; one worker an item is enough.
+        func = func.__wrapped__
+    workers = default_workers() if cpus is None else check_count("cpus", cpus, 1)
+    base = Options(timeout=check_timeout("timeout", timeout), on_timeout="default")
+    checked = update(base, options, allowed=MAP_OPTIONS, where="killer_pmap")
+    items = _read(iterable)
+    if not items:
+        return []
+    if is_inline():
+        return _Inline(func, items, checked).run()
+    check_depth()
+    return _Map(func, items, min(workers, len(items)), checked).run()
+
+
+def _read(iterable: Any) -> list[Any]:
+    try:
+        iterator = iter(iterable)
+    except TypeError:
+        message = (
+            f"iterable must be iterable, not {short_repr(iterable)} of type {type(iterable).__qualname__}"
+        )
+        raise TypeError(message) from None
+    return list(iterator)
+
+
+class _Results:
+    """Where results and failures go, by the options."""
+
+    def __init__(self, items: list[Any], options: Options) -> None:
+        self.items = items
+        self.options = options
+        self.values: list[Any] = [None] * len(items)
+
+    def fail(self, index: int, failure: BaseException, *, timed_out: bool) -> None:
+        """Puts what the options say in the item's place, or raises."""
+        where = f"item {index} of the map: {short_repr(self.items[index])}"
+        if isinstance(failure, KillerError):
+            failure.item = self.items[index]
+            failure.index = index
+        failure.add_note(where)
+        match self.options.on_timeout if timed_out else self.options.on_error:
+            case "return":
+                self.values[index] = failure
+            case "default":
+                self.values[index] = self.options.default
+            case _:
+                raise failure
+
+
+class _Map(_Results):
+    """One map with its job."""
+
+    def __init__(self, func: Any, items: list[Any], workers: int, options: Options) -> None:
+        super().__init__(items, options)
+        self._job = HostJob(
+            func,
+            options,
+            workers=workers,
+            calls=[((item,), {}) for item in items] if options.start_method == "fork" else None,
+            budget=options.budget,
+        )
+        self._unsubmitted = iter(range(len(items)))
+        self._unfinished = len(items)
+
+    def run(self) -> list[Any]:
+        with self._job:
+            self._feed()
+            while self._unfinished:
+                for outcome in self._job.wait():
+                    self._take(outcome)
+                self._feed()
+        return self.values
+
+    def _feed(self) -> None:
+        """Keeps the queue full, so that no worker waits for the host to pickle."""
+        if self._job.queued() >= _AHEAD // 2:
+            return
+        room = _AHEAD - self._job.queued()
+        for index in self._unsubmitted:
+            try:
+                self._job.submit(index, ((self.items[index],), {}))
+            except SerializationError as error:
+                self._unfinished -= 1
+                self.fail(index, error, timed_out=False)
+            room -= 1
+            if room <= 0:
+                return
+
+    def _take(self, outcome: _core.Outcome) -> None:
+        self._unfinished -= 1
+        index = outcome.task
+        if outcome.ending == "returned":
+            try:
+                self.values[index] = self._job.value(outcome)
+            except SerializationError as error:
+                self.fail(index, error, timed_out=False)
+            return
+        failure = self._job.failure(outcome)
+        if outcome.ending == "not_started":
+            # No worker, no map: this concerns all items alike.
+            raise failure
+        self.fail(index, failure, timed_out=outcome.ending == "timed_out")
+
+
+class _Inline(_Results):
+    """The same in this process, one item after the other, without deadlines."""
+
+    def __init__(self, func: Any, items: list[Any], options: Options) -> None:
+        super().__init__(items, options)
+        self._func = func
+
+    def run(self) -> list[Any]:
+        for index, item in enumerate(self.items):
+            for attempts_left in range(self.options.retries, -1, -1):
+                try:
+                    self.values[index] = self._func(item)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - as from a worker
+                    if attempts_left and isinstance(error, self.options.retry_on):
+                        continue
+                    self.fail(index, error, timed_out=False)
+                break
+        return self.values

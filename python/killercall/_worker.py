@@ -1,0 +1,309 @@
+"""
+What runs in a worker: take a request, run it, send one answer.
+
+Everything here that is not the function's own is under the same deadline as the function.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import traceback
+import types
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from killercall import _context, _core, _payload
+from killercall._exceptions import SerializationError, TimeoutError  # noqa: A004
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds after which an idle worker ends.
+IDLE_LIMIT = 60.0
+
+# What a forked copy of the host runs: the function and its calls, by job. Set by the host before
+# it forks; see `_host`.
+inherited: tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
+
+
+def main(segment: int, socket: int) -> NoReturn:
+    """Serves requests until the host is gone, has no more use for this worker, or kills it."""
+    status = 1
+    try:
+        _Worker(_core.Channel(segment, socket)).serve()
+        status = 0
+    except _Leave as leave:
+        status = leave.status
+    except BaseException:  # noqa: BLE001 - the last frame there is
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(status)
+
+
+class _Leave(BaseException):
+    """Ends this process, past all handlers of `Exception`."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110 - closed, or its reader is gone: nobody to tell
+            pass
+
+
+class _Function:
+    """A function as the host sent it, or why it could not be unpickled."""
+
+    def __init__(self, function: Any, name: str, timeout: float | None, grace: bool, retry_on: Any) -> None:  # noqa: FBT001, PLR0913, PLR0917
+        self.function = function
+        self.name = name
+        self.timeout = timeout
+        self.grace = grace
+        self.retry_on = retry_on
+
+
+class _Worker:
+    """The state of this process as a worker."""
+
+    def __init__(self, channel: _core.Channel) -> None:
+        self._channel = channel
+        self._pid = os.getpid()
+        self._functions: dict[int, _Function | BaseException] = {}
+        self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
+        self._follow = {"cwd": True, "environment": True}
+        self._inherited = False
+        self._running: _Function | None = None
+        self._handles_term = False
+
+    def serve(self) -> None:
+        _prepare_process(self._channel)
+        while True:
+            request = self._channel.receive(IDLE_LIMIT)
+            if request is None:
+                return
+            task, number, context, function, arguments = request
+            if task == _core.SETUP:
+                self._setup(arguments)
+                continue
+            kind, body = self._answer(number, context, function, arguments)
+            _flush()
+            if not self._channel.send(kind, task, body):
+                return
+
+    def _setup(self, pickled: bytes) -> None:
+        try:
+            setup = pickle.loads(pickled)
+            self._apply_setup(setup)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the host must know
+            self._leave_if_stray()
+            _flush()
+            self._channel.send("setup failed", _core.SETUP, _describe(error, self._serializer))
+            raise _Leave(1) from None
+        self._leave_if_stray()
+        self._channel.send("ready", _core.SETUP, b"")
+
+    def _apply_setup(self, setup: dict[str, Any]) -> None:
+        import importlib
+
+        os.environ[_context.DEPTH_VARIABLE] = str(setup["depth"])
+        self._follow = {"cwd": setup["cwd"] is None, "environment": setup["env"] is None}
+        self._inherited = setup["inherited"]
+        if self._inherited:
+            _payload.become_worker(_hide_main())
+        else:
+            _payload.become_worker(None)
+            sys.modules["__main__"] = _new_main()
+            _context.apply(setup["context"], **self._follow)
+        if setup["env"] is not None:
+            _context.replace_environment(setup["env"])
+        if setup["cwd"] is not None:
+            os.chdir(setup["cwd"])
+        for name in setup["preload"]:
+            importlib.import_module(name)
+        self._serializer = _payload.serializer_from(setup["serializer"])
+        if setup["initializer"] is not None:
+            initializer, initargs = self._serializer.loads(setup["initializer"])
+            namespace = vars(sys.modules["__main__"])
+            before = dict(namespace)
+            initializer(*initargs)
+            _payload.initialized_names.update(
+                name for name, value in namespace.items() if before.get(name, _MISSING) is not value
+            )
+        _reseed()
+
+    def _answer(self, number: int, context: bytes | None, function: bytes | None, arguments: bytes) -> tuple[str, bytes]:
+        known: _Function | BaseException | None = None
+        try:
+            if context is not None and not self._inherited:
+                _context.apply(context, **self._follow)
+            if function is not None:
+                self._functions[number] = self._load_function(function)
+            known = self._functions[number]
+            if isinstance(known, BaseException):
+                raise known  # noqa: TRY301 - the same way as all others
+            self._arm(known)
+            value = self._call(known, arguments)
+            return "returned", self._dump_value(value)
+        except _Leave:
+            raise
+        except SystemExit as error:
+            self._leave_if_stray()
+            raise _Leave(_exit_status(error)) from None
+        except BaseException as error:  # noqa: BLE001 - it goes to the host, whatever it is
+            self._leave_if_stray()
+            retryable = isinstance(known, _Function) and isinstance(error, known.retry_on)
+            return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
+        finally:
+            self._running = None
+
+    def _load_function(self, pickled: bytes) -> _Function | BaseException:
+        """An error is kept as well: each task that calls this function gets it."""
+        try:
+            if self._inherited and inherited is not None:
+                _, *rest = pickle.loads(pickled)
+                return _Function(inherited[0], *rest)
+            return _Function(*self._serializer.loads(pickled))
+        except Exception as error:  # noqa: BLE001 - it is raised by each call
+            message = f"cannot unpickle the function in the worker: {type(error).__name__}: {error}"
+            failure = SerializationError(message, path="function")
+            failure.__cause__ = error
+            return failure
+
+    def _call(self, known: _Function, pickled: bytes) -> Any:
+        if self._inherited and inherited is not None:
+            args, kwargs = inherited[1][int(pickled)]
+        else:
+            try:
+                args, kwargs = self._serializer.loads(pickled)
+            except Exception as error:
+                message = f"cannot unpickle the arguments in the worker: {type(error).__name__}: {error}"
+                raise SerializationError(message, path="args") from error
+        self._running = known
+        value = known.function(*args, **kwargs)
+        self._leave_if_stray()
+        return value
+
+    def _dump_value(self, value: Any) -> bytes:
+        return _payload.dumps(self._serializer, value, "result")
+
+    def _leave_if_stray(self) -> None:
+        """A child that the function forked has come back here: it must not answer for us."""
+        if os.getpid() != self._pid:
+            _flush()
+            os._exit(0)
+
+    def _arm(self, known: _Function) -> None:
+        """With a grace period, SIGTERM raises `TimeoutError` in the function; else it ends us."""
+        if known.grace != self._handles_term:
+            signal.signal(signal.SIGTERM, self._on_term if known.grace else signal.SIG_DFL)
+            self._handles_term = known.grace
+
+    def _on_term(self, _signal: int, _frame: types.FrameType | None) -> None:
+        running = self._running
+        if running is not None and os.getpid() == self._pid:
+            raise TimeoutError(running.name, running.timeout, pid=self._pid)
+
+
+_MISSING = object()
+
+
+def _exit_status(error: SystemExit) -> int:
+    """As the interpreter does it: a number as it is, nothing is 0, anything else is printed."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _prepare_process(channel: _core.Channel) -> None:
+    dump_signal, fd = channel.prepare_dump()
+    faulthandler.enable(file=fd, all_threads=True)
+    faulthandler.register(dump_signal, file=fd, all_threads=True, chain=True)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # What was printed before a kill has been seen.
+            stream.reconfigure(line_buffering=True)
+
+
+def _new_main() -> types.ModuleType:
+    """A `__main__` without a path: multiprocessing has no script to run again."""
+    module = types.ModuleType("__main__")
+    vars(module)["__builtins__"] = __builtins__
+    return module
+
+
+def _hide_main() -> types.ModuleType:
+    """The same for a copy of the host; returns the host's `__main__`."""
+    main = sys.modules["__main__"]
+    hidden = _new_main()
+    own = {"__file__", "__spec__", "__loader__", "__cached__"}
+    vars(hidden).update({name: value for name, value in vars(main).items() if name not in own})
+    sys.modules["__main__"] = hidden
+    return main
+
+
+def _reseed() -> None:
+    """Forked workers must not draw the same numbers. Python does so for `random` by itself."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
+    """
+    An exception for the host: itself if it can be pickled, and in any case a description.
+
+    Nothing in here may raise: an exception's own methods are user code.
+    """
+    text = _format(error)
+    pickled: bytes | None
+    try:
+        pickled = _payload.dumps(serializer, error, "exception")
+        failure = None
+    except SerializationError as problem:
+        pickled, failure = None, str(problem)
+    description = {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "message": _message(error),
+        "traceback": text,
+        "pickled": pickled,
+        "failure": failure,
+    }
+    return pickle.dumps(description, _payload.PROTOCOL)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - user code
+        return "<its __str__ raised>"
+
+
+def _format(error: BaseException) -> str:
+    """The traceback without our own frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except BaseException:  # noqa: BLE001 - user code again
+        frames = "".join(traceback.format_tb(trace))
+        return f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {_message(error)}"
+
+
