@@ -11,6 +11,7 @@ import itertools
 import os
 import pickle
 import sys
+import threading
 from typing import Any
 
 DEPTH_VARIABLE = "KILLERCALL_DEPTH"
@@ -30,8 +31,44 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 
-_versions = itertools.count(1)
-_last: tuple[int, bytes, tuple[Any, ...]] | None = None
+
+
+class _Surroundings:
+    """The surroundings as they were last seen, with a number that changes when they do."""
+
+    def __init__(self) -> None:
+        self._versions = itertools.count(1)
+        self._state: tuple[Any, ...] = ()
+        self.version = 0
+        self.pickled = b""
+
+    def look(self) -> None:
+        """
+        Compares with the last look.
+
+        Before every call, so it reads the environment as the bytes that `os.environ` keeps:
+        decoding forty variables takes longer than a whole call.
+        """
+        try:
+            cwd = os.getcwd()
+        except OSError:
+            # It was removed; the worker keeps the one that it has.
+            cwd = None
+        process = sys.modules.get("multiprocessing.process")
+        authkey = bytes(process.current_process().authkey) if process is not None else None
+        environment = getattr(os.environ, "_data", os.environ)
+        state = (cwd, environment, sys.path, authkey)
+        if state != self._state:
+            self._state = (cwd, dict(environment), list(sys.path), authkey)
+            self.version = next(self._versions)
+            names = {name: value for name, value in os.environ.items() if name not in _OWN}
+            path = [entry for entry in sys.path if isinstance(entry, str)]
+            self.pickled = pickle.dumps((cwd, names, path, authkey))
+
+
+_surroundings = _Surroundings()
+# Threads that call at the same moment must not see half of a new look.
+_lock = threading.Lock()
 
 
 def depth() -> int:
@@ -60,20 +97,17 @@ def worker_environment() -> dict[str, str]:
 
 def current() -> tuple[int, bytes]:
     """The version of the surroundings, and the pickled surroundings themselves."""
-    global _last  # noqa: PLW0603 - one per process, like what it describes
-    try:
-        cwd = os.getcwd()
-    except OSError:
-        # It was removed; the worker keeps the one that it has.
-        cwd = None
-    environment = {name: value for name, value in os.environ.items() if name not in _OWN}
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    process = sys.modules.get("multiprocessing.process")
-    authkey = bytes(process.current_process().authkey) if process is not None else None
-    state = (cwd, environment, path, authkey)
-    if _last is None or _last[2] != state:
-        _last = (next(_versions), pickle.dumps(state), state)
-    return _last[0], _last[1]
+    with _lock:
+        _surroundings.look()
+        return _surroundings.version, _surroundings.pickled
+
+
+def _new_lock() -> None:
+    global _lock  # noqa: PLW0603 - another thread may have held it when this process was forked
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 
 
 def apply(pickled: bytes, *, cwd: bool, environment: bool) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 START_LIMIT = 60.0
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+_Launch = tuple[str, list[str], list[tuple[bytes, bytes]]]
 
 
 class _Shared:
@@ -45,6 +46,7 @@ class _Shared:
         self._keys: dict[Any, int] = {}
         self._next_key = itertools.count(1)
         self._lock = threading.Lock()
+        self._launch: tuple[int, _Launch] | None = None
 
     def key(self, kind: Any) -> int:
         """The number of this kind of worker."""
@@ -53,6 +55,12 @@ class _Shared:
             with self._lock:
                 key = self._keys.setdefault(kind, next(self._next_key))
         return key
+
+    def launch(self, context: int) -> _Launch:
+        """How to start the forkserver in these surroundings."""
+        if self._launch is None or self._launch[0] != context:
+            self._launch = context, _launch()
+        return self._launch[1]
 
 
 _shared = _Shared()
@@ -106,10 +114,10 @@ def preload(*modules: str) -> None:
     fresh = tuple(name for name in names if name not in _shared.preload)
     if fresh:
         _shared.preload += fresh
-        _shared.roster.preload(_launch(), ",".join(fresh))
+        _shared.roster.preload(_shared.launch(_context.current()[0]), ",".join(fresh))
 
 
-def _launch() -> tuple[str, list[str], list[tuple[bytes, bytes]]]:
+def _launch() -> _Launch:
     """How to start the forkserver."""
     program, *arguments = _forkserver.interpreter_command(
         "from killercall._forkserver import main; main()"
@@ -185,7 +193,7 @@ class HostJob:
         if self._forks:
             roster, start = _copy_of_host(function, calls or ()), None
         else:
-            roster, start = _shared.roster, _launch()
+            roster, start = _shared.roster, _shared.launch(keywords["context"])
             self._preload_once(start)
         self._job = _core.Job(roster, start, **keywords)
 
@@ -227,7 +235,7 @@ class HostJob:
             "function_bytes": function_bytes,
         }
 
-    def _preload_once(self, start: tuple[str, list[str], list[tuple[bytes, bytes]]]) -> None:
+    def _preload_once(self, start: _Launch) -> None:
         """A forkserver that was started anew has to be told again."""
         wanted = _shared.preload
         if self._options.start_method == "forkserver":

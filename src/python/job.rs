@@ -109,7 +109,14 @@ impl Job {
     /// A job belongs to the thread that waits for it. Blocking here while attached could stop that
     /// thread for good, so a second one gets an error.
     fn driver(&self) -> PyResult<MutexGuard<'_, Driver>> {
-        self.driver.try_lock().map_err(|_| PyRuntimeError::new_err("the job is in use by another thread"))
+        let driver = self
+            .driver
+            .try_lock()
+            .map_err(|_| PyRuntimeError::new_err("the job is in use by another thread"))?;
+        if !driver.is_owner() {
+            return Err(PyRuntimeError::new_err("the job belongs to the process that forked this one"));
+        }
+        Ok(driver)
     }
 }
 

@@ -99,6 +99,9 @@ pub struct Driver {
     /// being carried out, news wait here, so that its view and the world's stay in step.
     events: VecDeque<Event>,
     waiter: Waiter,
+    /// The process that made this. A copy of it must not touch its workers.
+    owner: i32,
+    closed: bool,
 }
 
 impl Driver {
@@ -116,7 +119,14 @@ impl Driver {
             start_error: None,
             events: VecDeque::new(),
             waiter: Waiter::default(),
+            owner: sys::pid(),
+            closed: false,
         }
+    }
+
+    /// Whether this process made it, and is not a forked copy.
+    pub fn is_owner(&self) -> bool {
+        sys::pid() == self.owner
     }
 
     /// Adds a task.
@@ -175,6 +185,9 @@ impl Driver {
 
     /// Ends the job: kills what still runs and waits until it is dead, keeps idle workers.
     pub fn close(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
         if self.job.unfinished() > 0 {
             self.cancel_all(false);
         }
@@ -432,5 +445,16 @@ impl Driver {
             elapsed,
             attempts,
         });
+    }
+}
+
+impl Drop for Driver {
+    /// For a caller who was interrupted before it could close: nothing stays behind all the same.
+    fn drop(&mut self) {
+        if self.is_owner()
+            && let Err(error) = self.close()
+        {
+            log::error!("failed to end a job: {error}");
+        }
     }
 }

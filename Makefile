@@ -1,0 +1,76 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STRESS_SECONDS ?= 30
+RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+
+.PHONY: all demo test test-rust test-python test-wheel stress bench build-dev wheel format lint typecheck clean
+
+all: test lint typecheck stress
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+# The tools, from the dependency groups of pyproject.toml.
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "maturin>=1.9.4,<2" --group test --group lint
+	@touch $@
+
+# The wheel, built once and installed as a user would get it.
+$(VENV)/.wheel: $(RUST_SOURCES) $(wildcard python/killercall/*) | $(VENV)/.tools
+	rm -rf dist
+	$(BIN)/maturin build --release --quiet --out dist --interpreter $(BIN)/python
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	$(BIN)/python -m pip install --quiet "cloudpickle>=3.1" "tqdm>=4.66"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.wheel
+	$(BIN)/python -m pip install --quiet "arch>=7.2" "matplotlib>=3.9"
+	@touch $@
+
+wheel: $(VENV)/.wheel
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/garch_sp500.py
+
+test: test-rust test-python test-wheel
+
+test-rust: | $(BIN)/python
+	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
+
+test-python: $(VENV)/.wheel
+	$(BIN)/python -m pytest tests --ignore tests/stress
+
+# The same wheel on every other CPython from 3.11 up that the machine has.
+test-wheel: $(VENV)/.wheel
+	$(BIN)/python tests/other_pythons.py dist/*.whl
+
+stress: $(VENV)/.wheel
+	KILLERCALL_STRESS_SECONDS=$(STRESS_SECONDS) $(BIN)/python -m pytest tests/stress -q
+
+bench: $(VENV)/.wheel
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python benchmarks/warm_call.py
+
+format: $(VENV)/.tools
+	cargo fmt
+	$(BIN)/ruff format python tests benchmarks examples
+	$(BIN)/ruff check --fix python tests benchmarks examples
+
+lint: $(VENV)/.tools
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	$(BIN)/ruff format --check python tests benchmarks examples
+	$(BIN)/ruff check python tests benchmarks examples
+	@# pyo3 belongs to src/python; unsafe, libc and nix belong to src/sys.
+	@! grep -rnE '\bpyo3\b' src --include='*.rs' --exclude-dir=python --exclude=lib.rs
+	@! grep -rnE '\bunsafe\b|\blibc\b|\bnix::' src --include='*.rs' --exclude-dir=sys --exclude=lib.rs
+
+typecheck: $(VENV)/.wheel
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest killercall._core --ignore-missing-stub
+
+clean:
+	rm -rf $(VENV) dist target
