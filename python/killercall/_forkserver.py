@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -25,11 +26,15 @@ def serve(control: int | None) -> None:
     """
     status = 1
     try:
-        from killercall import _core
+        # Before the first fork, so that no worker has to import it again.
+        from killercall import _core, _worker
 
         ends = _core.boot(control, os.fork, _preload)
         if ends is not None:
-            _become_worker(*ends)
+            segment, socket, fresh = ends
+            if fresh:
+                _become_fresh_worker(segment, socket)
+            _worker.main(segment, socket)
         status = 0
     except BaseException:  # noqa: BLE001 - the last frame there is
         import traceback
@@ -39,16 +44,12 @@ def serve(control: int | None) -> None:
         os._exit(status)
 
 
-def _become_worker(segment: int, socket: int, fresh: bool) -> None:  # noqa: FBT001
-    if fresh:
-        from killercall import _core
+def _become_fresh_worker(segment: int, socket: int) -> NoReturn:
+    from killercall import _core
 
-        _core.keep_open([segment, socket])
-        command = f"from killercall._worker import main; main({segment}, {socket})"
-        os.execv(sys.executable, interpreter_command(command))  # noqa: S606
-    from killercall._worker import main
-
-    main(segment, socket)
+    _core.keep_open([segment, socket])
+    command = f"from killercall._worker import main; main({segment}, {socket})"
+    os.execv(sys.executable, interpreter_command(command))  # noqa: S606
 
 
 def interpreter_command(code: str) -> list[str]:
