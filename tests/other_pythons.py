@@ -68,7 +68,9 @@ def main(wheel: str) -> int:
             subprocess.run([*pip, "--upgrade", "pip>=25.1"], check=True)
             subprocess.run([*pip, wheel, "--group", "test"], check=True)
             print(f"--- {'.'.join(map(str, version))}", flush=True)
-            run = subprocess.run([python, "-m", "pytest", "tests", "--ignore", "tests/stress", "-q"])
+            run = subprocess.run(
+                [python, "-m", "pytest", "tests", "--ignore", "tests/stress", "-q"]
+            )
             failed += run.returncode != 0
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -409,8 +409,8 @@ impl Driver {
         };
         match crew.worker.hand(task, &parcel) {
             Ok(Handed::Yes) => None,
-            Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, retired: false }),
-            Ok(Handed::Retired) => Some(Event::Refused { worker: id, retired: true }),
+            Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, task, retired: false }),
+            Ok(Handed::Retired) => Some(Event::Refused { worker: id, task, retired: true }),
             Err(error) => {
                 // Out of descriptors or memory, or the worker's socket is gone: this worker takes
                 // nothing; its notice pipe tells if it has ended.

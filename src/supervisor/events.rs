@@ -62,10 +62,12 @@ pub enum Event {
         /// How many.
         count: usize,
     },
-    /// A worker had no room for its newest task, or has ended by itself.
+    /// A worker had no room for a task, or has ended by itself.
     Refused {
         /// The worker.
         worker: WorkerId,
+        /// The task.
+        task: TaskId,
         /// Whether it will take none any more.
         retired: bool,
     },
@@ -87,6 +89,7 @@ pub enum Event {
         started: bool,
     },
     /// A task is not wanted any more.
+    #[cfg_attr(not(test), expect(dead_code, reason = "futures, which cancel one task, are to come"))]
     Cancelled {
         /// The task.
         task: TaskId,

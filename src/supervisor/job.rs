@@ -125,13 +125,13 @@ impl Job {
                 self.replied(worker, verdict, finished_at, now, actions);
             }
             Event::Revoked { worker, count } => self.revoked(worker, count),
-            Event::Refused { worker, retired } => self.refused(worker, retired),
+            Event::Refused { worker, task, retired } => self.refused(worker, task, retired),
             Event::Dumped { worker } => self.dumped(worker, now, actions),
             Event::Corrupted { worker } => self.end_worker(worker, TerminateReason::Corrupted, now, actions),
             Event::Exited { worker, started } => self.exited(worker, started, now, actions),
             Event::Cancelled { task } => self.cancel(task, actions),
             Event::CancelledAll { gently } => self.cancel_all(gently, now, actions),
-            Event::Tick => {}
+            Event::Tick => self.check_deadlines(now, actions),
         }
         self.settle(now, actions);
     }
@@ -295,14 +295,17 @@ impl Job {
         }
     }
 
-    fn refused(&mut self, id: WorkerId, retired: bool) {
-        let Some(worker) = self.find(id) else { return };
-        worker.full = true;
-        let taken = worker.take_back(if retired { usize::MAX } else { 1 });
+    fn refused(&mut self, id: WorkerId, task: TaskId, retired: bool) {
+        let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
         if retired {
-            self.workers.retain(|(other, _)| *other != id);
+            let (_, worker) = self.workers.remove(at);
+            self.requeue(worker.handed);
+        } else {
+            let worker = &mut self.workers[at].1;
+            worker.full = true;
+            worker.give_back(task);
+            self.requeue(VecDeque::from([task]));
         }
-        self.requeue(taken);
     }
 
     fn dumped(&mut self, id: WorkerId, now: Moment, actions: &mut Vec<Action>) {
@@ -318,6 +321,7 @@ impl Job {
         let (_, mut worker) = self.workers.remove(at);
         let elapsed = worker.elapsed(now);
         let head = if started { worker.handed.pop_front() } else { None };
+        let untouched = worker.handed.front().copied().filter(|_| !started);
         self.requeue(worker.handed);
         let reason = match worker.state {
             WorkerState::Starting { .. } => return self.start_failed(id, false, actions),
@@ -329,7 +333,10 @@ impl Job {
         };
         let Some(task) = head else {
             // A task that was handed to it but never started has missed its deadline all the same.
-            if let (Some(TerminateReason::TimedOut(_)), Some(task)) = (reason, self.queue.pop_front()) {
+            if matches!(reason, Some(TerminateReason::TimedOut(_)))
+                && let Some(task) = untouched
+            {
+                self.queue.retain(|&other| other != task);
                 self.tasks.entry(task).and_modify(|state| state.attempts += 1);
                 self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
             }
@@ -366,10 +373,8 @@ impl Job {
                     self.end_worker(id, TerminateReason::Cancelled, now, actions);
                 }
                 WorkerState::Running { .. } => {
-                    let elapsed = worker.elapsed(now);
-                    let reason = TerminateReason::Cancelled;
-                    worker.state =
-                        WorkerState::Terminating { reason, step: TerminateStep::Grace, until: now, elapsed };
+                    let (reason, step) = (TerminateReason::Cancelled, TerminateStep::Grace);
+                    worker.terminate(reason, step, now, now);
                     self.kill(id, now, actions);
                 }
                 WorkerState::Terminating { .. } if !gently => self.kill(id, now, actions),
@@ -385,7 +390,6 @@ impl Job {
         if !worker.is_live() {
             return self.kill(id, now, actions);
         }
-        let elapsed = worker.elapsed(now);
         let (step, length) = match reason {
             TerminateReason::TimedOut(_) => {
                 actions.push(Action::Dump { worker: id });
@@ -400,7 +404,7 @@ impl Job {
                 (TerminateStep::Killing, KILL_LIMIT)
             }
         };
-        worker.state = WorkerState::Terminating { reason, step, until: now + length, elapsed };
+        worker.terminate(reason, step, now, now + length);
     }
 
     /// Goes on to the next step of ending a worker.
@@ -432,10 +436,9 @@ impl Job {
         }
     }
 
-    /// Does what time and the new state ask for.
+    /// Does what the new state asks for.
     fn settle(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        self.drop_cancelled(actions);
-        self.check_deadlines(now, actions);
+        self.drop_cancelled(now, actions);
         if self.policy.budget.is_some_and(|budget| now >= budget) {
             for task in std::mem::take(&mut self.queue) {
                 self.complete(task, Ending::TimedOut, None, Duration::ZERO, actions);
@@ -445,36 +448,49 @@ impl Job {
         self.share(actions);
     }
 
-    fn drop_cancelled(&mut self, actions: &mut Vec<Action>) {
+    fn drop_cancelled(&mut self, now: Moment, actions: &mut Vec<Action>) {
         if !self.tasks.values().any(|state| state.cancelled) {
             return;
         }
-        let (dropped, kept): (VecDeque<_>, VecDeque<_>) =
-            self.queue.iter().partition(|task| self.tasks.get(task).is_some_and(|state| state.cancelled));
+        let cancelled = |task: &TaskId| self.tasks.get(task).is_some_and(|state| state.cancelled);
+        let (dropped, kept): (VecDeque<_>, VecDeque<_>) = self.queue.iter().partition(|task| cancelled(task));
+        let running: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.is_live() && worker.handed.iter().any(cancelled))
+            .map(|(id, _)| *id)
+            .collect();
         self.queue = kept;
         for task in dropped {
             self.complete(task, Ending::Cancelled, None, Duration::ZERO, actions);
         }
+        for id in running {
+            if self.is_alone(id, actions) {
+                self.end_worker(id, TerminateReason::Cancelled, now, actions);
+            }
+        }
     }
 
+    /// Whether nothing waits behind the running task of a worker. If something does, it is taken
+    /// back first, or the kill would hit the next task.
+    fn is_alone(&mut self, id: WorkerId, actions: &mut Vec<Action>) -> bool {
+        let Some(worker) = self.find(id) else { return false };
+        if worker.handed.len() > 1 && !worker.revoking {
+            worker.revoking = true;
+            actions.push(Action::Revoke { worker: id });
+        }
+        worker.handed.len() == 1 && !worker.revoking
+    }
+
+    /// Ends what is late. Only when time passes, after all answers have been read: an answer that is
+    /// there is not late, however late we read it.
     fn check_deadlines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         for at in 0..self.workers.len() {
             let (id, worker) = &self.workers[at];
             let id = *id;
-            let cancelled = |task: &TaskId| self.tasks.get(task).is_some_and(|state| state.cancelled);
             match worker.state {
-                WorkerState::Running { deadline, .. } if !worker.revoking => {
-                    let late = deadline.filter(|&deadline| now >= deadline);
-                    let unwanted = worker.handed.front().is_some_and(cancelled);
-                    if (late.is_some() || unwanted || worker.handed.iter().any(cancelled))
-                        && worker.handed.len() > 1
-                    {
-                        // First nothing more may be started, or the kill would hit the next task.
-                        self.workers[at].1.revoking = true;
-                        actions.push(Action::Revoke { worker: id });
-                    } else if unwanted {
-                        self.end_worker(id, TerminateReason::Cancelled, now, actions);
-                    } else if let Some(deadline) = late {
+                WorkerState::Running { deadline: Some(deadline), .. } if now >= deadline => {
+                    if self.is_alone(id, actions) {
                         self.end_worker(id, TerminateReason::TimedOut(deadline), now, actions);
                     }
                 }
@@ -523,6 +539,7 @@ impl Job {
             while matches!(worker.state, WorkerState::Running { .. })
                 && !worker.revoking
                 && !worker.full
+                && !worker.is_late(now)
                 && worker.handed.len() < depth
                 && worker.served as usize + worker.handed.len() < limit as usize
                 && let Some(task) = self.queue.pop_front()

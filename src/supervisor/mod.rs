@@ -8,6 +8,8 @@ mod driver;
 mod events;
 mod job;
 mod roster;
+#[cfg(test)]
+mod simulation;
 
 mod worker;
 

@@ -38,7 +38,9 @@ pub enum WorkerState {
         step: TerminateStep,
         /// When the next step is due.
         until: Moment,
-        /// How long its task had run when we began.
+        /// Since when its task ran.
+        since: Moment,
+        /// How long that was when we began.
         elapsed: Duration,
     },
 }
@@ -78,6 +80,8 @@ pub struct Worker {
     pub state: WorkerState,
     /// The oldest is running or about to; the others wait behind it and can be taken back.
     pub handed: VecDeque<TaskId>,
+    /// When each of them was handed out.
+    handed_at: VecDeque<Moment>,
     /// How many calls it has served.
     pub served: u32,
     /// Whether tasks are being taken back from it.
@@ -92,6 +96,7 @@ impl Worker {
         Self {
             state: WorkerState::Starting { until },
             handed: VecDeque::new(),
+            handed_at: VecDeque::new(),
             served: 0,
             revoking: false,
             full: false,
@@ -111,22 +116,27 @@ impl Worker {
             other => panic!("a task was handed to a worker that is {other:?}"),
         }
         self.handed.push_back(task);
+        self.handed_at.push_back(now);
     }
 
-    /// Its oldest task is answered: the clock of the next started when that answer was complete.
+    /// Its oldest task is answered: the clock of the next started when that answer was complete, or
+    /// when it was handed out if that was later.
     pub fn finish(
         &mut self,
         finished_at: Moment,
         deadline: impl Fn(Moment) -> Option<Moment>,
     ) -> Option<TaskId> {
         let task = self.handed.pop_front();
+        self.handed_at.pop_front();
         self.served = self.served.saturating_add(1);
         self.full = false;
         if let WorkerState::Running { .. } = self.state {
-            self.state = if self.handed.is_empty() {
-                WorkerState::Idle
-            } else {
-                WorkerState::Running { since: finished_at, deadline: deadline(finished_at) }
+            self.state = match self.handed_at.front() {
+                Some(&handed_at) => {
+                    let since = handed_at.max(finished_at);
+                    WorkerState::Running { since, deadline: deadline(since) }
+                }
+                None => WorkerState::Idle,
             };
         }
         task
@@ -137,17 +147,35 @@ impl Worker {
         self.revoking = false;
         let kept = self.handed.len().saturating_sub(count);
         let taken = self.handed.split_off(kept);
+        self.handed_at.truncate(kept);
         if self.handed.is_empty() && matches!(self.state, WorkerState::Running { .. }) {
             self.state = WorkerState::Idle;
         }
         taken
     }
 
+    /// We begin to end it.
+    pub fn terminate(&mut self, reason: TerminateReason, step: TerminateStep, now: Moment, until: Moment) {
+        let (since, elapsed) = (self.running_since().unwrap_or(now), self.elapsed(now));
+        self.state = WorkerState::Terminating { reason, step, until, since, elapsed };
+    }
+
+    /// It could not take `task` after all.
+    pub fn give_back(&mut self, task: TaskId) {
+        if let Some(at) = self.handed.iter().position(|&other| other == task) {
+            self.handed.remove(at);
+            self.handed_at.remove(at);
+        }
+        if self.handed.is_empty() && matches!(self.state, WorkerState::Running { .. }) {
+            self.state = WorkerState::Idle;
+        }
+    }
+
     /// Since when its oldest task runs.
     pub fn running_since(&self) -> Option<Moment> {
         match self.state {
-            WorkerState::Running { since, .. } => Some(since),
-            _ => None,
+            WorkerState::Running { since, .. } | WorkerState::Terminating { since, .. } => Some(since),
+            WorkerState::Starting { .. } | WorkerState::Idle => None,
         }
     }
 
@@ -158,6 +186,11 @@ impl Worker {
             WorkerState::Terminating { elapsed, .. } => elapsed,
             WorkerState::Starting { .. } | WorkerState::Idle => Duration::ZERO,
         }
+    }
+
+    /// Whether its deadline has passed.
+    pub fn is_late(&self, now: Moment) -> bool {
+        matches!(self.state, WorkerState::Running { deadline: Some(deadline), .. } if now >= deadline)
     }
 
     /// The moment at which it wants a tick.

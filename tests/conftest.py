@@ -1,0 +1,54 @@
+"""Every test is checked for what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+import killercall
+from processes import (
+    alive_with_mark,
+    open_fds,
+    thread_count,
+    wait_until,
+    zombie_children,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How long what was shut down may take to be gone. The check itself ends as soon as it is.
+LIMIT = 5.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _first_call() -> None:
+    """What the first call imports and opens for good is no leak."""
+    assert killercall.killer_call(abs)(-1) == 1
+    killercall.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(_first_call: None) -> Iterator[None]:
+    """After each test no process, zombie, descriptor or thread is left of it."""
+    fds, threads = open_fds(), thread_count()
+    yield
+    killercall.shutdown()
+    wait_until(lambda: not alive_with_mark(), LIMIT)
+    left = alive_with_mark()
+    for pid in left:
+        # So that only the test that left them fails. They have the mark, so they are ours.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    gc.collect()
+    assert {} == left
+    assert [] == zombie_children()
+    wait_until(lambda: thread_count() <= threads, LIMIT)
+    assert thread_count() <= threads
+    leaked = {fd: target for fd, target in open_fds().items() if fds.get(fd) != target}
+    assert {} == leaked

@@ -1,0 +1,332 @@
+"""A worker that dies or harms others costs one call, and the error tells how."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import hostile
+import killercall
+from killercall import killer_call, killer_pmap
+from processes import (
+    PATIENCE,
+    is_running,
+    lines,
+    recorded,
+    still_running,
+    took,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+START_METHODS = ["forkserver", "spawn", "fork"]
+
+# Function, its arguments, exit code, signal.
+DEATHS = [
+    pytest.param(hostile.exit_hard, (0,), 0, None, id="os._exit(0)"),
+    pytest.param(hostile.exit_hard, (7,), 7, None, id="os._exit(7)"),
+    pytest.param(hostile.exit_softly, (), 0, None, id="sys.exit()"),
+    pytest.param(hostile.exit_softly, (0,), 0, None, id="sys.exit(0)"),
+    pytest.param(hostile.exit_softly, (7,), 7, None, id="sys.exit(7)"),
+    pytest.param(hostile.exit_softly, (300,), 44, None, id="sys.exit(300)"),
+    pytest.param(hostile.exit_softly, ("text",), 1, None, id="sys.exit(text)"),
+    pytest.param(hostile.crash, (), -signal.SIGSEGV, "SIGSEGV", id="SIGSEGV"),
+    pytest.param(hostile.abort, (), -signal.SIGABRT, "SIGABRT", id="SIGABRT"),
+    pytest.param(
+        hostile.signal_itself, (signal.SIGKILL,), -signal.SIGKILL, "SIGKILL", id="SIGKILL"
+    ),
+    pytest.param(
+        hostile.signal_itself, (signal.SIGTERM,), -signal.SIGTERM, "SIGTERM", id="SIGTERM"
+    ),
+    pytest.param(hostile.signal_itself, (signal.SIGBUS,), -signal.SIGBUS, "SIGBUS", id="SIGBUS"),
+]
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize(("function", "arguments", "exitcode", "name"), DEATHS)
+def test_exit_code_and_signal(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    exitcode: int,
+    name: str | None,
+    method: str,
+) -> None:
+    """The error has exit code, signal and pid, and the next call works."""
+    options: dict[str, Any] = {"timeout": 30, "start_method": method}
+
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied) as caught:
+        killer_call(function, **options)(*arguments)
+
+    error = caught.value
+    assert exitcode == error.exitcode
+    assert name == error.signal
+    assert function.__name__ == error.function
+    assert isinstance(error.pid, int)
+    assert not is_running(error.pid)
+    assert repr(function.__name__) in str(error)
+    assert f"pid {error.pid}" in str(error)
+    assert (name or f"code {exitcode}") in str(error)
+    assert killer_call(hostile.same, **options)("next") == "next"
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (hostile.crash, ()),
+        (hostile.abort, ()),
+        (hostile.signal_itself, (signal.SIGBUS,)),
+        (hostile.signal_itself, (signal.SIGFPE,)),
+        (hostile.signal_itself, (signal.SIGILL,)),
+    ],
+    ids=["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"],
+)
+def test_stack_of_fatal_signals(
+    function: Callable[..., Any], arguments: tuple[Any, ...], method: str
+) -> None:
+    """Where it crashed is in `stack` and in the notes."""
+    with pytest.raises(killercall.WorkerDied) as caught:
+        killer_call(function, start_method=method)(*arguments)
+
+    stack = caught.value.stack
+    assert stack is not None
+    assert f" in {function.__name__}" in stack
+    assert hostile.__file__ in stack
+    assert any(stack.rstrip() in note for note in caught.value.__notes__)
+
+
+def test_no_stack_where_there_is_none() -> None:
+    """SIGKILL and exits leave no stack, nor that of an earlier timeout."""
+    for function, argument in ((hostile.signal_itself, 9), (hostile.exit_hard, 3)):
+        with pytest.raises(killercall.WorkerDied) as caught:
+            killer_call(function)(argument)
+        assert caught.value.stack is None
+
+
+def test_sys_exit_text_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """As in a script, the text goes to standard error."""
+    with pytest.raises(killercall.WorkerDied):
+        killer_call(hostile.exit_softly)("the reason")
+
+    assert "the reason\n" == capfd.readouterr().err
+
+
+def test_crash_is_quiet_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is in the error is not printed besides."""
+    with pytest.raises(killercall.WorkerDied):
+        killer_call(hostile.crash)()
+
+    assert "" == capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_death_takes_children_along(method: str, tmp_path: Path) -> None:
+    """Whatever a worker started ends with it, also when it dies by itself."""
+
+    def leave_children(path: str) -> None:
+        if os.fork() == 0:
+            hostile.escape_to_own_session(path)
+        hostile.note_worker(path)
+        # Worker, machinery, child with its machinery, grandchild.
+        hostile._wait_for_lines(path, 7)
+        os._exit(5)
+
+    with pytest.raises(killercall.WorkerDied) as caught:
+        killer_call(leave_children, timeout=20, start_method=method)(str(tmp_path / "pids"))
+
+    worker = caught.value.pid
+    pids = [pid for pid in recorded(tmp_path / "pids", "worker", "grandchild") if pid != worker]
+    running = [pid for pid in pids if is_running(pid)]
+    assert [] == running
+    assert 5 == caught.value.exitcode
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("function", [hostile.fork_and_return, hostile.fork_and_raise])
+def test_child_of_the_function_does_not_answer(
+    function: Callable[[str], int], method: str, tmp_path: Path
+) -> None:
+    """Who forks and comes back twice has one answer, and the child does not run on."""
+    record = tmp_path / "pids"
+    call = killer_call(function, start_method=method)
+
+    worker = call(str(record))
+
+    assert [worker] == recorded(record, "worker")
+    wait_until(lambda: recorded(record, "child"))
+    (child,) = recorded(record, "child")
+    wait_until(lambda: not is_running(child))
+    assert not is_running(child)
+    pids = [killer_call(hostile.pid, start_method=method)() for _ in range(20)]
+    assert child not in pids
+    assert [hostile.same(i) for i in range(20)] == [killer_call(hostile.same)(i) for i in range(20)]
+
+
+def test_child_of_the_function_may_exit() -> None:
+    """`sys.exit` in a forked child is the child's own affair."""
+    call = killer_call(hostile.exit_in_child_after_fork)
+
+    assert call() == call()
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_closing_all_fds_and_returning(method: str) -> None:
+    """The call ends, with its value or with an error, and the next one works."""
+    call = killer_call(hostile.close_fds_and_return, timeout=5, start_method=method)
+
+    with took(0, 4):
+        try:
+            assert call() != os.getpid()
+        except killercall.WorkerDied as error:
+            assert error.pid is not None
+
+    assert killer_call(hostile.same, start_method=method)(1) == 1
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_closing_all_fds_and_hanging(method: str, tmp_path: Path) -> None:
+    """The deadline holds without any channel, and so does the tree kill."""
+    record = tmp_path / "pids"
+    call = killer_call(hostile.close_fds_and_hang, timeout=0.4, start_method=method)
+
+    with took(0, PATIENCE), pytest.raises(killercall.KillerError) as caught:
+        call(str(record))
+
+    assert {} == still_running(record)
+    assert isinstance(caught.value, (killercall.TimeoutError, killercall.WorkerDied))
+    assert killer_call(hostile.same, start_method=method)(1) == 1
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("which", ["forkserver", "guard"])
+def test_killing_the_machinery(which: str, method: str, tmp_path: Path) -> None:
+    """A lost forkserver or guard ends the calls in flight, and the next call has new ones."""
+    record = tmp_path / "pids"
+    call = killer_call(hostile.signal_machinery, timeout=30, start_method=method)
+
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied) as caught:
+        call(which, signal.SIGKILL, str(record))
+
+    assert "signal_machinery" == caught.value.function
+    assert recorded(record, "worker") == [caught.value.pid]
+    pids = recorded(record)
+    wait_until(lambda: not any(map(is_running, pids)))
+    assert [] == [pid for pid in pids if is_running(pid)]
+    assert killer_call(hostile.same, start_method=method)("next") == "next"
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("which", ["forkserver", "guard"])
+def test_stopping_the_machinery(which: str, method: str, tmp_path: Path) -> None:
+    """A stopped forkserver or guard does not move the deadline, and the next call works."""
+    record = tmp_path / "pids"
+    call = killer_call(hostile.signal_machinery, timeout=0.4, start_method=method)
+
+    with took(0.4, PATIENCE), pytest.raises(killercall.TimeoutError) as caught:
+        call(which, signal.SIGSTOP, str(record))
+    worker = caught.value.pid
+
+    assert worker is not None
+    assert not is_running(worker)
+    assert "function 'signal_machinery' timed out after 0.4s" == str(caught.value)
+    with took(0, PATIENCE):
+        assert killer_call(hostile.same, start_method=method)("next") == "next"
+
+
+def test_idle_forkserver_killed_from_outside() -> None:
+    """If it is gone before the next call, that call starts a new one."""
+    server = killer_call(hostile.forkserver_pid)()
+
+    os.kill(server, signal.SIGKILL)
+
+    assert wait_until(lambda: not is_running(server))
+    assert killer_call(hostile.same)("next") == "next"
+
+
+def test_idle_worker_killed_from_outside() -> None:
+    """An idle worker that is gone is no failure of the next call."""
+    call = killer_call(hostile.pid)
+    for _ in range(5):
+        worker = call()
+        os.kill(worker, signal.SIGKILL)
+        # At once: that it is dead may not have come round yet.
+        assert call() != worker
+
+
+def test_idle_worker_stopped_from_outside() -> None:
+    """A stopped idle worker costs no more than the call that meets it its deadline."""
+    worker = killer_call(hostile.pid)()
+    os.kill(worker, signal.SIGSTOP)
+
+    with took(0, PATIENCE):
+        try:
+            killer_call(hostile.pid, timeout=0.5)()
+        except killercall.TimeoutError as error:
+            assert worker == error.pid
+
+    assert killer_call(hostile.pid, timeout=5)() != worker
+
+
+def test_killing_a_sibling(tmp_path: Path) -> None:
+    """Only the item of the killed worker fails."""
+    record = tmp_path / "pids"
+
+    killer, victim = killer_pmap(
+        lambda role: hostile.kill_sibling(role, str(record)),
+        ["killer", "victim"],
+        cpus=2,
+        timeout=20,
+        on_error="return",
+    )
+
+    assert "killer" == killer
+    assert isinstance(victim, killercall.WorkerDied)
+    assert ("SIGKILL", "victim", 1) == (victim.signal, victim.item, victim.index)
+    assert recorded(record, "victim") == [victim.pid]
+
+
+def test_lost_forkserver_in_a_map(tmp_path: Path) -> None:
+    """Items in flight die with it; the others get a new one."""
+    counted = tmp_path / "counted"
+
+    def work(item: int) -> int:
+        hostile.append(str(counted), str(item))
+        if item == 3:
+            os.kill(os.getppid(), signal.SIGKILL)
+            hostile.nap(60)
+        hostile.nap(0.02)
+        return item
+
+    results = killer_pmap(work, range(30), cpus=2, timeout=20, on_error="return")
+
+    dead = [index for index, value in enumerate(results) if value != index]
+    assert 3 in dead
+    assert len(dead) <= 2
+    for index in dead:
+        assert isinstance(results[index], killercall.WorkerDied)
+        assert results[index].item == index
+    assert sorted(map(int, lines(counted))) == list(range(30))
+
+
+def test_crashes_at_the_same_time() -> None:
+    """Many deaths in one map are each reported with their item."""
+
+    def work(item: int) -> int:
+        if item % 3 == 0:
+            os._exit(item)
+        return item
+
+    results = killer_pmap(work, range(1, 31), cpus=2, on_error="return")
+
+    expected = [("died", item) if item % 3 == 0 else item for item in range(1, 31)]
+    actual = [
+        ("died", value.exitcode) if isinstance(value, killercall.WorkerDied) else value
+        for value in results
+    ]
+    assert expected == actual
