@@ -22,7 +22,7 @@ def readable(dump: str | None) -> str | None:
 
 def _without_ours(block: str) -> str:
     """Cuts a stack, most recent call first, where it enters our machinery."""
-    kept = []
+    kept: list[str] = []
     for line in block.rstrip().splitlines():
         if _OURS.match(line):
             # If nothing else has been seen, the time went into our part (unpickling, say).

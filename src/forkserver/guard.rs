@@ -15,8 +15,8 @@ pub fn stand(life: &[OwnedFd], server: &OwnedFd) -> ! {
         let ends = life.iter().chain(std::iter::once(server));
         let mut interests: Vec<Interest<'_>> = ends.map(|end| Interest::new(end.as_fd())).collect();
         // An hour's slice only bounds one system call; nothing depends on its length.
-        let waited = waiter.wait(&mut interests, None, Duration::from_secs(3600));
-        if waited.is_err() || interests.iter().any(|interest| interest.ready) {
+        let outcome = waiter.wait(&mut interests, None, Duration::from_secs(3600));
+        if outcome.is_err() || interests.iter().any(|interest| interest.ready) {
             break;
         }
     }

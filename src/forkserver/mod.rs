@@ -20,5 +20,5 @@ mod guard;
 mod server;
 
 pub use client::{ForkedWorker, Forkserver};
-pub use control::Notice;
+pub use control::{NOTICE_LEN, Notice};
 pub use server::{Booted, Interpreter, WorkerEnds, boot};

@@ -99,6 +99,9 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
     })
 }
 
+/// What happened, error number, exit code, and the pickled exception.
+type StartFailure<'py> = (String, Option<i32>, Option<i32>, Option<Bound<'py, PyBytes>>);
+
 /// The tasks of one call or one map, and the workers that run them.
 #[pyclass(frozen, module = "killercall._core")]
 pub struct Job {
@@ -227,10 +230,7 @@ impl Job {
     }
 
     /// Why no worker could be had: what happened, error number, exit code, exception.
-    fn start_error<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<Option<(String, Option<i32>, Option<i32>, Option<Bound<'py, PyBytes>>)>> {
+    fn start_error<'py>(&self, py: Python<'py>) -> PyResult<Option<StartFailure<'py>>> {
         let driver = self.driver()?;
         let Some(error) = driver.start_error() else { return Ok(None) };
         Ok(Some(match error {

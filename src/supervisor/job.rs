@@ -486,13 +486,12 @@ impl Job {
     /// there is not late, however late we read it.
     fn check_deadlines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         for at in 0..self.workers.len() {
-            let (id, worker) = &self.workers[at];
-            let id = *id;
-            match worker.state {
-                WorkerState::Running { deadline: Some(deadline), .. } if now >= deadline => {
-                    if self.is_alone(id, actions) {
-                        self.end_worker(id, TerminateReason::TimedOut(deadline), now, actions);
-                    }
+            let (id, state) = (self.workers[at].0, self.workers[at].1.state);
+            match state {
+                WorkerState::Running { deadline: Some(deadline), .. }
+                    if now >= deadline && self.is_alone(id, actions) =>
+                {
+                    self.end_worker(id, TerminateReason::TimedOut(deadline), now, actions);
                 }
                 WorkerState::Starting { until } if now >= until => {
                     self.end_worker(id, TerminateReason::StartTimedOut, now, actions);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::TaskId;
 use crate::error::Error;
-use crate::forkserver::{ForkedWorker, Forkserver, Notice};
+use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
 use crate::sys;
 use crate::transport::{Handed, HostChannel};
 
@@ -173,17 +173,16 @@ impl HostWorker {
         if self.exit.is_some() {
             return None;
         }
-        const LEN: usize = 16;
-        let mut bytes = [0; LEN];
-        while self.partial.len() < LEN {
-            let missing = LEN - self.partial.len();
+        let mut bytes = [0; NOTICE_LEN];
+        while self.partial.len() < NOTICE_LEN {
+            let missing = NOTICE_LEN - self.partial.len();
             match sys::read_pipe(self.notice.as_fd(), &mut bytes[..missing]) {
                 Ok(None) => return None,
                 Ok(Some(read)) if read > 0 => self.partial.extend_from_slice(&bytes[..read]),
                 Ok(Some(_)) | Err(_) => return Some(self.lost()),
             }
         }
-        let record: [u8; LEN] = self.partial[..].try_into().expect("just that many were read");
+        let record: [u8; NOTICE_LEN] = self.partial[..].try_into().expect("just that many were read");
         self.partial.clear();
         let exit = match Notice::decode(&record) {
             Ok(Notice::Forked { pid }) => {

@@ -67,6 +67,7 @@ struct Running {
 }
 
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 struct SimulatedWorker {
     ready_at: Option<Moment>,
     ready: bool,
@@ -327,15 +328,14 @@ impl World {
             _ => timeout.saturating_sub(random.up_to(Duration::from_micros(50))),
         };
         let fate = match random.below(if self.calm { 11 } else { 15 }) {
-            0..=7 => Fate::Answers(Verdict::Returned),
             8 => Fate::Answers(Verdict::Raised { retryable: false }),
             9 => Fate::Answers(Verdict::Raised { retryable: true }),
             // Without a deadline nothing would ever end it.
             10 if self.policy.timeout.is_some() => Fate::Never,
-            10 => Fate::Answers(Verdict::Returned),
             11 | 12 => Fate::Dies,
             13 => Fate::AnswersThenDies,
-            _ => Fate::Scribbles,
+            14 => Fate::Scribbles,
+            _ => Fate::Answers(Verdict::Returned),
         };
         let length = if matches!(fate, Fate::Never) { Duration::from_secs(1_000_000) } else { length };
         (length, fate)

@@ -196,11 +196,10 @@ impl Worker {
     /// The moment at which it wants a tick.
     pub fn due(&self) -> Option<Moment> {
         match self.state {
-            WorkerState::Starting { until } => Some(until),
             WorkerState::Running { deadline, .. } if !self.revoking => deadline,
-            WorkerState::Terminating { step: TerminateStep::Abandoned, .. } => None,
-            WorkerState::Terminating { until, .. } => Some(until),
-            WorkerState::Idle | WorkerState::Running { .. } => None,
+            WorkerState::Terminating { step, until, .. } if step != TerminateStep::Abandoned => Some(until),
+            WorkerState::Starting { until } => Some(until),
+            WorkerState::Idle | WorkerState::Running { .. } | WorkerState::Terminating { .. } => None,
         }
     }
 }

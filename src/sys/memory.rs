@@ -46,6 +46,7 @@ impl Segment {
     }
 
     /// The 32-bit word at `offset`, which must be aligned and inside.
+    #[expect(clippy::cast_ptr_alignment, reason = "the offset is checked and the base is a page")]
     pub fn u32(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len, "u32 at {offset}");
         // SAFETY: in bounds and aligned (the base is page-aligned); an atomic may be shared with
@@ -54,6 +55,7 @@ impl Segment {
     }
 
     /// The 64-bit word at `offset`, which must be aligned and inside.
+    #[expect(clippy::cast_ptr_alignment, reason = "the offset is checked and the base is a page")]
     pub fn u64(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "u64 at {offset}");
         // SAFETY: as in `u32`.

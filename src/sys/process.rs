@@ -77,11 +77,11 @@ pub fn null_stdin() -> io::Result<()> {
 }
 
 /// Moves a descriptor out of the way of user code that closes or reuses low numbers.
+#[expect(clippy::needless_pass_by_value, reason = "the descriptor moves: its old number is closed")]
 pub fn move_high(fd: OwnedFd) -> io::Result<OwnedFd> {
     const HIGH: u64 = 512;
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    #[expect(clippy::cast_possible_truncation, reason = "at most HIGH")]
-    let lowest = (soft / 2).min(HIGH) as RawFd;
+    let lowest = RawFd::try_from((soft / 2).min(HIGH)).expect("at most HIGH");
     let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
     // SAFETY: fcntl has just made it; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })

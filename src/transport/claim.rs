@@ -24,7 +24,6 @@ pub struct Claim {
 
 impl Claim {
     fn unpack(word: u64) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "31 bits each")]
         Self {
             handed: ((word >> 31) & MASK) as u32,
             claimed: (word & MASK) as u32,

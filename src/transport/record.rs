@@ -48,7 +48,13 @@ impl ReplyKind {
         [Self::Ready, Self::SetupFailed, Self::Returned, Self::Raised, Self::RaisedRetryable];
 
     fn code(self) -> u32 {
-        0x4b00 + Self::ALL.iter().position(|&kind| kind == self).map_or(0, |at| at as u32)
+        match self {
+            Self::Ready => 0x4b00,
+            Self::SetupFailed => 0x4b01,
+            Self::Returned => 0x4b02,
+            Self::Raised => 0x4b03,
+            Self::RaisedRetryable => 0x4b04,
+        }
     }
 
     fn from_code(code: u32) -> Option<Self> {
@@ -66,6 +72,11 @@ pub enum Body {
 }
 
 impl Body {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         match self {
