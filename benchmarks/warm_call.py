@@ -95,7 +95,9 @@ def measure(call: Callable[[int], object], calls: int) -> list[float]:
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--calls", type=int, default=50)
     arguments = parser.parse_args()
@@ -132,7 +134,7 @@ def main() -> None:
 
     base = statistics.median(took[floor])
     print(
-        f"\n{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cpus, "  # noqa: DTZ011
+        f"\n{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cpus, "
         f"Python {platform.python_version()}; {arguments.rounds} interleaved rounds\n"
     )
     print("| one call, int in and out | median us | p99 us | x floor |")

@@ -138,7 +138,7 @@ class Fit(NamedTuple):
     seconds: float
 
 
-class NotConverged(RuntimeError):  # noqa: N818  (reads like scipy's own message)
+class NotConverged(RuntimeError):
     """
     The optimiser gave up: what it found is not a maximum of the likelihood.
     """
@@ -245,9 +245,7 @@ def fit(job: Job) -> Fit:
         # An optimiser that strays into overflow says so here. What matters of it, the
         # convergence flag, is checked below.
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = build(job).fit(
-            disp="off", show_warning=False, options={"maxiter": MAX_ITERATIONS}
-        )
+        result = build(job).fit(disp="off", show_warning=False, options={"maxiter": MAX_ITERATIONS})
     if result.convergence_flag != 0:
         raise NotConverged(result.optimization_result.message)
     return Fit(
@@ -274,9 +272,7 @@ def run(jobs: Sequence[Job], deadline: float | None) -> Run:
     Fit all jobs in parallel, each under the deadline, and time the whole.
     """
     started = time.perf_counter()
-    answers = killer_pmap(
-        fit, jobs, timeout=deadline, on_timeout="return", on_error="return"
-    )
+    answers = killer_pmap(fit, jobs, timeout=deadline, on_timeout="return", on_error="return")
     return Run(jobs, answers, time.perf_counter() - started)
 
 
@@ -339,8 +335,7 @@ def table(runs: Iterable[tuple[str, str, Run]]) -> str:
     labels = "", "deadline", "fits", "done", "killed", "failed", "wall time", "longest"
     rows = zip(labels, *columns, strict=True)
     return "\n".join(
-        f"  {label:<10}" + "".join(f"{cell:>14}" for cell in cells)
-        for label, *cells in rows
+        f"  {label:<10}" + "".join(f"{cell:>14}" for cell in cells) for label, *cells in rows
     )
 
 
@@ -449,9 +444,7 @@ def plot_volatility(axes: Axes, returns: pd.Series, whole: Run) -> None:
     Draw realised volatility and, joined year by year, that of the best fits.
     """
     realised = np.sqrt(YEAR) * returns.rolling(21).std()
-    axes.fill_between(
-        realised.index, realised, color="0.82", lw=0, label="realised, 21 days"
-    )
+    axes.fill_between(realised.index, realised, color="0.82", lw=0, label="realised, 21 days")
     for lookback, colour in FITTED_COLOURS.items():
         fits = best_fits(whole, lookback)
         fitted = pd.concat(
@@ -539,7 +532,7 @@ if len(sys.argv) > 1:
 # A worker that replaces a killed one must not import arch on the next fit's clock.
 killercall.preload("arch.univariate")
 
-rng = random.Random(SEED)  # noqa: S311  (a sample, not a secret)
+rng = random.Random(SEED)
 series = load_returns()
 values = series.to_numpy()
 jobs = grid(values)

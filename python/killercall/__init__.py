@@ -18,7 +18,7 @@ from killercall._exceptions import (
     KillerError,
     MemoryLimitExceeded,
     SerializationError,
-    TimeoutError,  # noqa: A004 - it is one, and derives from the builtin
+    TimeoutError,  # ruff: ignore[builtin-import-shadowing] - it is one, and derives from the builtin
     WorkerDied,
     WorkerStartError,
 )

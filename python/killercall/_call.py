@@ -68,7 +68,9 @@ class KillerFunction(Generic[P, R]):
             >>> square.options(timeout=1)(3)
             9
         """
-        checked = update(self._killercall_options, options, allowed=CALL_OPTIONS, where="killer_call")
+        checked = update(
+            self._killercall_options, options, allowed=CALL_OPTIONS, where="killer_call"
+        )
         return KillerFunction(self.__wrapped__, checked)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -98,7 +100,9 @@ class KillerFunction(Generic[P, R]):
 
 
 @overload
-def killer_call(func: Callable[P, R], timeout: Any = ..., **options: Any) -> KillerFunction[P, R]: ...
+def killer_call(
+    func: Callable[P, R], timeout: Any = ..., **options: Any
+) -> KillerFunction[P, R]: ...
 
 
 @overload
@@ -178,7 +182,8 @@ def _decorate(function: Any, options: Options) -> Any:
 def check_function(function: Any) -> None:
     """Raises unless it can be called in a worker."""
     if not callable(function):
-        message = f"func must be callable, not {short_repr(function)} of type {type(function).__qualname__}"
+        kind = type(function).__qualname__
+        message = f"func must be callable, not {short_repr(function)} of type {kind}"
         raise TypeError(message)
     inner = function.__wrapped__ if isinstance(function, KillerFunction) else function
     if inspect.iscoroutinefunction(inner) or (
@@ -186,8 +191,6 @@ def check_function(function: Any) -> None:
     ):
         message = f"func must not be async yet: {short_repr(function)}"
         raise TypeError(message)
-
-
 
 
 __all__ = ["KillerFunction", "check_function", "killer_call"]

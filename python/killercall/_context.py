@@ -32,7 +32,6 @@ THREAD_VARIABLES = (
 )
 
 
-
 class _Surroundings:
     """The surroundings as they were last seen, with a number that changes when they do."""
 
@@ -103,7 +102,7 @@ def current() -> tuple[int, bytes]:
 
 
 def _new_lock() -> None:
-    global _lock  # noqa: PLW0603 - another thread may have held it when this process was forked
+    global _lock  # ruff: ignore[global-statement] - another thread may have held it when this process was forked
     _lock = threading.Lock()
 
 

@@ -1,12 +1,12 @@
 """The compiled part of killercall. Private: meaning and defaults are in the Python modules."""
 
 from collections.abc import Callable
-from typing import final
+from typing import TypeAlias, final
 
 __version__: str
 SETUP: int
 
-_Launch = tuple[str, list[str], list[tuple[bytes, bytes]]]
+_Launch: TypeAlias = tuple[str, list[str], list[tuple[bytes, bytes]]]
 
 def boot(
     control: int | None, fork: Callable[[], int], preload: Callable[[str], None]
@@ -69,7 +69,7 @@ class Job:
         start: _Launch | None,
         *,
         key: int,
-        exec: bool,
+        exec: bool,  # ruff: ignore[builtin-argument-shadowing] - what it does
         keep: bool,
         setup: bytes,
         context: int,

@@ -60,6 +60,10 @@ def _quota_v2(group: Path) -> float | None:
 def _quota_v1(group: Path) -> float | None:
     try:
         quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        return quota / int((group / "cpu.cfs_period_us").read_text(encoding="ascii")) if quota > 0 else None
+        return (
+            quota / int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
+            if quota > 0
+            else None
+        )
     except (OSError, ValueError):
         return None

@@ -55,7 +55,7 @@ def _seconds(value: float) -> str:
     return f"{value:.12g}s"
 
 
-class TimeoutError(KillerError, builtins.TimeoutError):  # noqa: A001 - it is one
+class TimeoutError(KillerError, builtins.TimeoutError):  # ruff: ignore[builtin-variable-shadowing] - it is one
     """
     The call did not answer by its deadline; its worker and all it had started were killed.
 

@@ -5,6 +5,7 @@ The forkserver's interpreter: clean, single-threaded, and without any code of th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ def serve(control: int | None) -> None:
                 _become_fresh_worker(segment, socket)
             _worker.main(segment, socket)
         status = 0
-    except BaseException:  # noqa: BLE001 - the last frame there is
+    except BaseException:
         import traceback
 
         traceback.print_exc()
@@ -49,13 +50,16 @@ def _become_fresh_worker(segment: int, socket: int) -> NoReturn:
 
     _core.keep_open([segment, socket])
     command = f"from killercall._worker import main; main({segment}, {socket})"
-    os.execv(sys.executable, interpreter_command(command))  # noqa: S606
+    os.execv(sys.executable, interpreter_command(command))
 
 
 def interpreter_command(code: str) -> list[str]:
     """The arguments of an interpreter like this one that runs `code` with this `sys.path`."""
     path = [entry for entry in sys.path if isinstance(entry, str)]
-    flags = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]  # noqa: SLF001
+    flags = [
+        f"-X{name}" if value is True else f"-X{name}={value}"
+        for name, value in sys._xoptions.items()
+    ]
     flags += [f"-W{option}" for option in sys.warnoptions]
     for letter, on in (("s", sys.flags.no_user_site), ("E", sys.flags.ignore_environment)):
         if on:
@@ -68,7 +72,5 @@ def _preload(modules: str) -> None:
     import importlib
 
     for name in modules.split(","):
-        try:
+        with contextlib.suppress(BaseException):
             importlib.import_module(name)
-        except BaseException:  # noqa: BLE001, S110 - the worker imports it again and tells
-            pass

@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from killercall import _context, _core, _forkserver, _payload, _stack, _worker
 from killercall._exceptions import (
@@ -19,7 +19,7 @@ from killercall._exceptions import (
     KillerError,
     RemoteTraceback,
     SerializationError,
-    TimeoutError,  # noqa: A004
+    TimeoutError,  # ruff: ignore[builtin-import-shadowing]
     WorkerDied,
     WorkerStartError,
 )
@@ -67,7 +67,7 @@ _shared = _Shared()
 
 
 def _start_anew() -> None:
-    global _shared  # noqa: PLW0603 - one per process, like what it describes
+    global _shared  # ruff: ignore[global-statement] - one per process, like what it describes
     _shared = _Shared()
 
 
@@ -126,7 +126,8 @@ def _launch() -> _Launch:
         message = "cannot start a worker: sys.executable does not name a Python interpreter"
         raise WorkerStartError(message)
     environment = [
-        (os.fsencode(name), os.fsencode(value)) for name, value in _context.worker_environment().items()
+        (os.fsencode(name), os.fsencode(value))
+        for name, value in _context.worker_environment().items()
     ]
     return program, arguments, environment
 
@@ -162,7 +163,7 @@ class HostJob:
     A context manager; leaving it ends the job and all of it that still runs.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         function: Any,
         options: Options,
@@ -223,7 +224,14 @@ class HostJob:
             "cwd": options.cwd,
         }
         env = tuple(sorted(options.env.items())) if options.env is not None else None
-        kind = (options.start_method, setup["serializer"], initializer, options.preload, env, options.cwd)
+        kind = (
+            options.start_method,
+            setup["serializer"],
+            initializer,
+            options.preload,
+            env,
+            options.cwd,
+        )
         return {
             "key": _shared.key(kind),
             "exec": options.start_method == "spawn",
@@ -247,7 +255,7 @@ class HostJob:
         if names:
             _shared.roster.preload(start, ",".join(names))
 
-    def __enter__(self) -> HostJob:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -260,13 +268,17 @@ class HostJob:
     def _dump_call(self, call: Call) -> bytes:
         args, kwargs = call
         serializer = self._options.serializer
-        if type(serializer) is type(_payload.DEFAULT_SERIALIZER) and not kwargs and _payload.is_plain(args):
+        if (
+            type(serializer) is type(_payload.DEFAULT_SERIALIZER)
+            and not kwargs
+            and _payload.is_plain(args)
+        ):
             return pickle.dumps(call, _payload.PROTOCOL)
         try:
             data = serializer.dumps(call)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001 - looked into by what follows, which tells it all
+        except BaseException:
             _payload.dumps(serializer, args, "args")
             _payload.dumps(serializer, kwargs, "kwargs")
             return _payload.dumps(serializer, call, "call")
@@ -290,7 +302,7 @@ class HostJob:
             while self._job.unfinished():
                 try:
                     self._job.wait()
-                except BaseException:  # noqa: BLE001 - the first one is raised
+                except BaseException:
                     self._job.cancel_all(False)
             raise
 
@@ -319,7 +331,9 @@ class HostJob:
             case "timed_out":
                 return self._timed_out(outcome)
             case "died":
-                reason = f"wrote nonsense and was killed: {outcome.corrupt}" if outcome.corrupt else None
+                reason = (
+                    f"wrote nonsense and was killed: {outcome.corrupt}" if outcome.corrupt else None
+                )
                 return WorkerDied(
                     self.name,
                     outcome.exitcode,
@@ -390,13 +404,15 @@ def _is_retried(cls: type[BaseException], options: Options) -> bool:
     return issubclass(cls, options.retry_on)
 
 
-def _dump_function(serializer: _payload.Serializer, function: Any, described: tuple[Any, ...]) -> bytes:
+def _dump_function(
+    serializer: _payload.Serializer, function: Any, described: tuple[Any, ...]
+) -> bytes:
     # The function first and by itself if it fails: so the path starts at it.
     try:
         data = serializer.dumps((function, *described))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - looked into by what follows, which tells it all
+    except BaseException:
         _payload.dumps(serializer, function, "function")
         return _payload.dumps(serializer, (function, *described), "options")
     if not isinstance(data, bytes):
@@ -419,7 +435,9 @@ def _copy_of_host(function: Any, calls: Sequence[Call]) -> _core.Roster:
             try:
                 signal.set_wakeup_fd(-1)
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+                    signal.signal(
+                        number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
+                    )
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 _worker.inherited = (function, list(calls))
                 copy.close()

@@ -20,15 +20,17 @@ from killercall._payload import short_repr
 START_METHODS = ("forkserver", "spawn", "fork")
 
 # What the contract names and this version does not have yet. Never silently ignored.
-_NOT_YET = frozenset({
-    "engine",
-    "forward_logging",
-    "forward_output",
-    "max_memory",
-    "outcomes",
-    "progress",
-    "seed",
-})
+_NOT_YET = frozenset(
+    {
+        "engine",
+        "forward_logging",
+        "forward_output",
+        "max_memory",
+        "outcomes",
+        "progress",
+        "seed",
+    }
+)
 
 # Longer than any process lives; what it takes to keep arithmetic with times from overflowing.
 _FOREVER = 3e8
@@ -70,7 +72,9 @@ CALL_OPTIONS = frozenset({
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
 
 
-def update(options: Options, values: Mapping[str, Any], *, allowed: frozenset[str], where: str) -> Options:
+def update(
+    options: Options, values: Mapping[str, Any], *, allowed: frozenset[str], where: str
+) -> Options:
     """A copy of `options` with checked `values`."""
     for name in values:
         if name not in allowed:
@@ -103,7 +107,9 @@ def check_timeout(name: str, value: Any) -> float | None:
     else:
         seconds = value
     if math.isnan(seconds) or seconds <= 0:
-        message = f"{name} must be greater than 0 seconds, or None for no limit, not {short_repr(value)}"
+        message = (
+            f"{name} must be greater than 0 seconds, or None for no limit, not {short_repr(value)}"
+        )
         raise ValueError(message)
     if math.isinf(seconds):
         message = f"{name} must be finite, or None for no limit, not {short_repr(value)}"
@@ -146,7 +152,8 @@ def _check_on_failure(name: str, value: Any) -> str:
 def check_count(name: str, value: Any, lowest: int) -> int:
     """A whole number of at least `lowest`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        message = f"{name} must be a whole number, not {short_repr(value)} of type {type(value).__qualname__}"
+        kind = type(value).__qualname__
+        message = f"{name} must be a whole number, not {short_repr(value)} of type {kind}"
         raise TypeError(message)
     if value < lowest:
         message = f"{name} must be at least {lowest}, not {value}"
@@ -166,7 +173,9 @@ def _check_retry_on(name: str, value: Any) -> tuple[type[BaseException], ...]:
     classes = value if isinstance(value, tuple) else (value,)
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, BaseException)):
-            message = f"{name} must be an exception class or a tuple of them, not {short_repr(value)}"
+            message = (
+                f"{name} must be an exception class or a tuple of them, not {short_repr(value)}"
+            )
             raise TypeError(message)
     return classes
 
@@ -179,7 +188,9 @@ def _check_serializer(name: str, value: Any) -> _payload.Serializer:
         return _payload.serializer_named(value)
     if not (callable(getattr(value, "dumps", None)) and callable(getattr(value, "loads", None))):
         names = ", ".join(map(repr, _payload.SERIALIZER_NAMES))
-        message = f"{name} must be {names} or an object with dumps and loads, not {short_repr(value)}"
+        message = (
+            f"{name} must be {names} or an object with dumps and loads, not {short_repr(value)}"
+        )
         raise TypeError(message)
     serializer: _payload.Serializer = value
     return serializer
@@ -210,7 +221,9 @@ def _check_initargs(name: str, value: Any) -> tuple[Any, ...]:
 
 def _check_preload(name: str, value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(entry, str) for entry in names):
+    if not isinstance(names, (tuple, list, set, frozenset)) or not all(
+        isinstance(entry, str) for entry in names
+    ):
         message = f"{name} must be module names, not {short_repr(value)}"
         raise TypeError(message)
     for entry in names:
@@ -228,7 +241,9 @@ def _check_env(name: str, value: Any) -> Mapping[str, str] | None:
         raise TypeError(message)
     for key, entry in value.items():
         if not isinstance(key, str) or not isinstance(entry, str):
-            message = f"{name} must map strings to strings, not {short_repr(key)} to {short_repr(entry)}"
+            message = (
+                f"{name} must map strings to strings, not {short_repr(key)} to {short_repr(entry)}"
+            )
             raise TypeError(message)
         if not key or "=" in key or "\0" in key + entry:
             message = f"{name} has a variable that no environment can hold: {short_repr(key)}"
@@ -240,11 +255,11 @@ def _check_cwd(name: str, value: Any) -> str | None:
     if value is None:
         return None
     try:
-        path = os.path.abspath(os.fsdecode(value))  # noqa: PTH100 - str or bytes or a path
+        path = os.path.abspath(os.fsdecode(value))
     except TypeError:
         message = f"{name} must be a path or None, not {short_repr(value)}"
         raise TypeError(message) from None
-    if not os.path.isdir(path):  # noqa: PTH112
+    if not os.path.isdir(path):
         message = f"{name} must be an existing directory, not {short_repr(value)}"
         raise ValueError(message)
     return path

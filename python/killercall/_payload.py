@@ -93,7 +93,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(function)
         if not isinstance(reduced, tuple) or not shares_main(function):
             return reduced
-        # (make, (code, globals, name, defaults, closure), state, None, None, set_state)
+        # Its arguments are code, globals, name, defaults and closure.
         _, arguments, state, *_ = reduced
         return _make_main_function, (arguments[0], arguments[4]), state, None, None, _set_main_state
 
@@ -134,7 +134,7 @@ def _set_main_state(function: types.FunctionType, state: Any) -> None:
     for name, value in values.items():
         if name not in initialized_names:
             namespace[name] = value
-    _internals._function_setstate(function, (attributes, {**slots, "__globals__": {}}))  # noqa: SLF001
+    _internals._function_setstate(function, (attributes, {**slots, "__globals__": {}}))
     # So that multiprocessing in the worker finds it by its name.
     if "<" not in function.__qualname__ and "." not in function.__qualname__:
         namespace.setdefault(function.__name__, function)
@@ -150,13 +150,13 @@ _inherited_main: types.ModuleType | None = None
 
 def become_worker(inherited_main: types.ModuleType | None) -> None:
     """In a new worker: what this process has so far is the host's, not its own."""
-    global _inherited_main  # noqa: PLW0603 - one per process, like what it describes
+    global _inherited_main  # ruff: ignore[global-statement] - one per process, like what it describes
     _own_tokens.clear()
     _inherited_main = inherited_main
 
 
 def _token(cls: type) -> str | None:
-    token: str | None = _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)  # noqa: SLF001
+    token: str | None = _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
     return token
 
 
@@ -173,7 +173,7 @@ def _attribute(found: Any, qualname: str) -> Any:
 
 
 def _class_of_token(token: str) -> type:
-    found: type | None = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(token)  # noqa: SLF001
+    found: type | None = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(token)
     if found is None:
         message = "a class that was sent to the worker is gone in the host"
         raise SerializationError(message)
@@ -197,7 +197,7 @@ def track_classes(function: Any) -> None:
     function = getattr(function, "__func__", function)
     for _, part in _parts(function) if isinstance(function, types.FunctionType) else ():
         if isinstance(part, type) and "<locals>" in part.__qualname__:
-            _internals._get_or_create_tracker_id(part)  # noqa: SLF001
+            _internals._get_or_create_tracker_id(part)
 
 
 class _Cloudpickle:
@@ -323,7 +323,7 @@ def _can_pickle(serializer: Serializer, value: Any) -> bool:
         serializer.dumps(value)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - whatever it is, it cannot
+    except BaseException:
         return False
     return True
 
@@ -362,9 +362,9 @@ def _short(value: Any) -> str:
     """A repr that never raises and never fills the screen."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - rendering must not fail
-        text = object.__repr__(value)
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004
+    except Exception:
+        text = f"<{type(value).__qualname__} whose repr raises>"
+    return text if len(text) <= 60 else text[:57] + "..."  # ruff: ignore[magic-value-comparison]
 
 
 short_repr = _short

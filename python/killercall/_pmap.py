@@ -93,9 +93,8 @@ def _read(iterable: Any) -> list[Any]:
     try:
         iterator = iter(iterable)
     except TypeError:
-        message = (
-            f"iterable must be iterable, not {short_repr(iterable)} of type {type(iterable).__qualname__}"
-        )
+        kind = type(iterable).__qualname__
+        message = f"iterable must be iterable, not {short_repr(iterable)} of type {kind}"
         raise TypeError(message) from None
     return list(iterator)
 
@@ -193,7 +192,7 @@ class _Inline(_Results):
                     self.values[index] = self._func(item)
                 except KeyboardInterrupt:
                     raise
-                except BaseException as error:  # noqa: BLE001 - as from a worker
+                except BaseException as error:
                     if attempts_left and isinstance(error, self.options.retry_on):
                         continue
                     self.fail(index, error, timed_out=False)

@@ -1,4 +1,4 @@
-"""What `faulthandler` wrote, made readable: the thread in question first, without our own frames."""
+"""What `faulthandler` wrote, made readable: the thread in question first, without our frames."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ Everything here that is not the function's own is under the same deadline as the
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import faulthandler
 import os
 import pickle
@@ -13,13 +15,10 @@ import signal
 import sys
 import traceback
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from killercall import _context, _core, _payload
-from killercall._exceptions import SerializationError, TimeoutError  # noqa: A004
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from killercall._exceptions import SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
 
 # Seconds after which an idle worker ends.
 IDLE_LIMIT = 60.0
@@ -37,7 +36,7 @@ def main(segment: int, socket: int) -> NoReturn:
         status = 0
     except _Leave as leave:
         status = leave.status
-    except BaseException:  # noqa: BLE001 - the last frame there is
+    except BaseException:
         traceback.print_exc()
     finally:
         _flush()
@@ -54,21 +53,20 @@ class _Leave(BaseException):
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        # Closed, or its reader is gone: nobody to tell.
+        with contextlib.suppress(Exception):
             stream.flush()
-        except Exception:  # noqa: BLE001, S110 - closed, or its reader is gone: nobody to tell
-            pass
 
 
+@dataclasses.dataclass
 class _Function:
-    """A function as the host sent it, or why it could not be unpickled."""
+    """A function as the host sent it."""
 
-    def __init__(self, function: Any, name: str, timeout: float | None, grace: bool, retry_on: Any) -> None:  # noqa: FBT001, PLR0913, PLR0917
-        self.function = function
-        self.name = name
-        self.timeout = timeout
-        self.grace = grace
-        self.retry_on = retry_on
+    function: Any
+    name: str
+    timeout: float | None
+    grace: bool
+    retry_on: tuple[type[BaseException], ...]
 
 
 class _Worker:
@@ -103,7 +101,7 @@ class _Worker:
         try:
             setup = pickle.loads(pickled)
             self._apply_setup(setup)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the host must know
+        except BaseException as error:
             self._leave_if_stray()
             _flush()
             self._channel.send("setup failed", _core.SETUP, _describe(error, self._serializer))
@@ -140,7 +138,9 @@ class _Worker:
             )
         _reseed()
 
-    def _answer(self, number: int, context: bytes | None, function: bytes | None, arguments: bytes) -> tuple[str, bytes]:
+    def _answer(
+        self, number: int, context: bytes | None, function: bytes | None, arguments: bytes
+    ) -> tuple[str, bytes]:
         known: _Function | BaseException | None = None
         try:
             if context is not None and not self._inherited:
@@ -149,7 +149,7 @@ class _Worker:
                 self._functions[number] = self._load_function(function)
             known = self._functions[number]
             if isinstance(known, BaseException):
-                raise known  # noqa: TRY301 - the same way as all others
+                raise known  # ruff: ignore[raise-within-try] - the same way as all others
             self._arm(known)
             value = self._call(known, arguments)
             return "returned", self._dump_value(value)
@@ -158,7 +158,7 @@ class _Worker:
         except SystemExit as error:
             self._leave_if_stray()
             raise _Leave(_exit_status(error)) from None
-        except BaseException as error:  # noqa: BLE001 - it goes to the host, whatever it is
+        except BaseException as error:
             self._leave_if_stray()
             retryable = isinstance(known, _Function) and isinstance(error, known.retry_on)
             return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
@@ -172,7 +172,7 @@ class _Worker:
                 _, *rest = pickle.loads(pickled)
                 return _Function(inherited[0], *rest)
             return _Function(*self._serializer.loads(pickled))
-        except Exception as error:  # noqa: BLE001 - it is raised by each call
+        except Exception as error:
             message = f"cannot unpickle the function in the worker: {type(error).__name__}: {error}"
             failure = SerializationError(message, path="function")
             failure.__cause__ = error
@@ -185,7 +185,9 @@ class _Worker:
             try:
                 args, kwargs = self._serializer.loads(pickled)
             except Exception as error:
-                message = f"cannot unpickle the arguments in the worker: {type(error).__name__}: {error}"
+                message = (
+                    f"cannot unpickle the arguments in the worker: {type(error).__name__}: {error}"
+                )
                 raise SerializationError(message, path="args") from error
         self._running = known
         value = known.function(*args, **kwargs)
@@ -291,7 +293,7 @@ def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException:  # noqa: BLE001 - user code
+    except BaseException:
         return "<its __str__ raised>"
 
 
@@ -302,8 +304,7 @@ def _format(error: BaseException) -> str:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
-    except BaseException:  # noqa: BLE001 - user code again
+    except BaseException:
         frames = "".join(traceback.format_tb(trace))
-        return f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {_message(error)}"
-
-
+        last = f"{type(error).__qualname__}: {_message(error)}"
+        return f"Traceback (most recent call last):\n{frames}{last}"

@@ -101,6 +101,8 @@ struct World {
     starts: HashMap<TaskId, u32>,
     /// Whether the last attempt of a task was answered in time, and how.
     in_time: HashMap<TaskId, (bool, Verdict)>,
+    /// Tasks whose worker is being ended for their deadline.
+    late: HashSet<TaskId>,
     ended: HashMap<TaskId, Ending>,
     submitted: u64,
     cancelled: HashSet<TaskId>,
@@ -141,6 +143,7 @@ impl World {
             workers: Vec::new(),
             starts: HashMap::new(),
             in_time: HashMap::new(),
+            late: HashSet::new(),
             ended: HashMap::new(),
             submitted: 0,
             cancelled: HashSet::new(),
@@ -171,7 +174,9 @@ impl World {
                 continue;
             }
             self.interfere();
-            let next = self.job.due().into_iter().chain(self.next_happening()).min();
+            // What has happened unread rings the driver at once.
+            let unread = self.workers.iter().any(|(_, worker)| worker.has_news()).then_some(self.now);
+            let next = self.job.due().into_iter().chain(self.next_happening()).chain(unread).min();
             let Some(next) = next else {
                 assert!(
                     self.submitted < total || self.job.unfinished() == 0,
@@ -310,6 +315,7 @@ impl World {
         *starts += 1;
         assert!(*starts <= 1 + self.policy.retries, "{task:?} was started {starts} times");
         self.in_time.remove(&task);
+        self.late.remove(&task);
         let (length, fate) = self.draw_fate();
         let running = Running { task, since: self.now, ends: self.now + length, fate };
         self.workers[at].1.running = Some(running);
@@ -355,6 +361,11 @@ impl World {
                 self.events.push_back(Event::Exited { worker: *id, started });
             }
             self.settle();
+        }
+        if self.random.one_in(4) {
+            // The world does not wait between the driver's last look and its reading of the clock.
+            let moves_on = self.random.up_to(Duration::from_micros(200));
+            self.advance(self.now + moves_on);
         }
         self.feed(Event::Tick);
         self.workers.retain(|(_, worker)| !worker.exit_told);
@@ -408,6 +419,7 @@ impl World {
             Action::Dump { worker } => {
                 let at = self.find(worker);
                 self.check_is_late(at);
+                self.late.extend(self.workers[at].1.running.map(|running| running.task));
                 if !self.random.one_in(4) && !self.workers[at].1.stopped {
                     let takes = self.random.up_to(DUMP_LIMIT * 2);
                     self.workers[at].1.dumps_at = Some(self.now + takes);
@@ -520,7 +532,8 @@ impl World {
         let in_time = self.in_time.get(&task).copied();
         match ending {
             Ending::Returned | Ending::Raised => {
-                assert!(in_time.is_some(), "{task:?} has a result that nobody gave");
+                let in_time = in_time.unwrap_or_else(|| panic!("{task:?} has a result that nobody gave")).0;
+                assert!(in_time || !self.late.contains(&task), "{task:?} was ended, and answered after that");
             }
             Ending::Died => {
                 assert!(in_time.is_none(), "{task:?} was answered, and is said to have died");
@@ -554,6 +567,9 @@ impl World {
                 );
             }
         }
+        if self.policy.budget.is_some_and(|budget| self.now >= budget) {
+            assert_eq!(0, self.job.queued(), "the budget is spent, and tasks wait");
+        }
         // None outlives its deadline by more than the steps that end it.
         let Some(timeout) = self.policy.timeout else { return };
         let steps = DUMP_LIMIT + self.policy.grace + KILL_LIMIT + KILL_TAKES + LATE * 8;
@@ -571,6 +587,13 @@ impl World {
 }
 
 impl SimulatedWorker {
+    fn has_news(&self) -> bool {
+        !self.published.is_empty()
+            || !self.news.is_empty()
+            || (self.dead && !self.exit_told)
+            || (self.corrupt && !self.corrupt_told)
+    }
+
     fn next_happening(&self) -> Option<Moment> {
         if self.dead {
             return None;
