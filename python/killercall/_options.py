@@ -105,7 +105,8 @@ def check_timeout(name: str, value: Any) -> float | None:
         )
         raise TypeError(message)
     else:
-        seconds = value
+        # An int may be larger than any float.
+        seconds = min(value, _FOREVER) if isinstance(value, int) else value
     if math.isnan(seconds) or seconds <= 0:
         message = (
             f"{name} must be greater than 0 seconds, or None for no limit, not {short_repr(value)}"

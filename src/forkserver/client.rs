@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::control::{COMMAND_LEN, Command};
+use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN};
 use crate::error::Error;
 use crate::sys;
 use crate::transport::HostChannel;
 
 /// How long an orderly end may take before it is left to itself.
 const END_LIMIT: Duration = Duration::from_secs(2);
+/// How long the guard may take before it is taken for stopped.
+const STOPPED_LIMIT: Duration = Duration::from_millis(300);
 
 /// A worker that is being forked.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct Forkserver {
     launcher: Mutex<Launcher>,
     next_worker: AtomicU64,
     lost: AtomicBool,
+    introduction: Mutex<Option<Introduction>>,
 }
 
 impl Forkserver {
@@ -77,6 +80,7 @@ impl Forkserver {
             launcher: Mutex::new(Launcher::None),
             next_worker: AtomicU64::new(1),
             lost: AtomicBool::new(false),
+            introduction: Mutex::new(None),
         };
         Ok((server, theirs))
     }
@@ -144,13 +148,47 @@ impl Forkserver {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Reads the life socket to its end; false if that does not come in time.
+    fn wait_for_end(&self, limit: Duration) -> bool {
+        let until = sys::now() + limit;
+        loop {
+            let left = until.since(sys::now());
+            match sys::wait_readable(self.life.as_fd(), left) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return false,
+            }
+            let mut bytes = [0; NOTICE_LEN];
+            match sys::receive(self.life.as_fd(), &mut bytes) {
+                Ok(Some(received)) if received.bytes == NOTICE_LEN => {
+                    *self.introduction.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Introduction::decode(&bytes).ok();
+                }
+                Ok(Some(received)) if received.bytes > 0 => {}
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return true,
+            }
+        }
+    }
+
+    /// Somebody has stopped the guard, which is alive, as its socket is open; and so its child, the
+    /// forkserver, is not reaped: both pids are still theirs.
+    fn wake_stopped(&self) {
+        let pids = *self.introduction.lock().unwrap_or_else(PoisonError::into_inner);
+        for pid in pids.into_iter().flat_map(|pids| [pids.guard, pids.server]) {
+            let _ = sys::send(pid, sys::CONTINUE_SIGNAL);
+        }
+    }
+
     /// Ends the forkserver and all its workers, and waits until nothing is left of them.
     pub fn shutdown(&self) {
         self.set_lost();
         // The guard sees the end of file, though this process still holds the socket and reads
         // from it the end of the guard.
-        if sys::half_close(self.life.as_fd()).is_ok() {
-            let _ = sys::wait_readable(self.life.as_fd(), END_LIMIT);
+        if sys::half_close(self.life.as_fd()).is_ok() && !self.wait_for_end(STOPPED_LIMIT) {
+            self.wake_stopped();
+            if !self.wait_for_end(END_LIMIT) {
+                log::error!("the forkserver's guard does not end");
+            }
         }
         match std::mem::replace(&mut *self.launcher(), Launcher::None) {
             Launcher::Interpreter(mut child) => {
@@ -158,6 +196,7 @@ impl Forkserver {
                 let _ = child.wait();
             }
             Launcher::Guard(pid) => {
+                // It has ended or is about to: its end of the life socket is closed.
                 let _ = sys::reap(pid);
             }
             Launcher::None => {}

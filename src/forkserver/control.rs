@@ -65,6 +65,33 @@ pub enum Notice {
     Killed,
 }
 
+/// What the guard says first on the life socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// The guard's pid.
+    pub guard: i32,
+    /// The forkserver's pid.
+    pub server: i32,
+}
+
+impl Introduction {
+    /// To bytes.
+    pub fn encode(self) -> [u8; NOTICE_LEN] {
+        encode(5, self.guard, u64::from(self.server.unsigned_abs()), 0)
+    }
+
+    /// From bytes.
+    pub fn decode(bytes: &[u8; NOTICE_LEN]) -> io::Result<Self> {
+        match decode(bytes) {
+            (5, guard, server, _) => {
+                let server = i32::try_from(server).map_err(|_| unknown("pid", 5))?;
+                Ok(Self { guard, server })
+            }
+            (kind, ..) => Err(unknown("introduction", kind)),
+        }
+    }
+}
+
 fn encode<const N: usize>(kind: u32, number: i32, value: u64, other: u64) -> [u8; N] {
     let mut bytes = [0; N];
     bytes[..4].copy_from_slice(&kind.to_le_bytes());
@@ -162,6 +189,8 @@ mod tests {
         ] {
             assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
         }
+        let pids = Introduction { guard: 5, server: 6 };
+        assert_eq!(pids, Introduction::decode(&pids.encode()).unwrap());
         assert!(Command::decode(&[0; COMMAND_LEN]).is_err() && Notice::decode(&[9; NOTICE_LEN]).is_err());
     }
 }

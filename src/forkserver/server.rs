@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use super::control::{COMMAND_LEN, Command, Notice};
+use super::control::{COMMAND_LEN, Command, Introduction, Notice};
 use super::guard;
 use crate::sys::{self, Blob, ChildSignal, Interest, Reaped, Waiter};
 use crate::time::Moment;
@@ -62,9 +62,12 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
     sys::become_subreaper()?;
     let (server_life, server_lives) = sys::pipe()?;
     let (guard_life, guard_lives) = sys::pipe()?;
-    if interpreter.fork()?.is_some() {
+    if let Some(server) = interpreter.fork()? {
         drop((commands, server_lives, guard_life));
         let _held = guard_lives;
+        let pids = Introduction { guard: sys::pid(), server };
+        // A host that is gone already is found out in a moment.
+        let _ = sys::send_message(life[0].as_fd(), &pids.encode(), &[]);
         guard::stand(&life, &server_life);
     }
     // The life socket must have no holder but the guard: its end means that nothing is left.
@@ -187,6 +190,10 @@ impl Server {
     /// The host or the guard is gone: so must be all workers, then this process.
     fn end(self) -> Booted {
         drop(self);
+        // A guard that somebody has stopped must see that it is over.
+        if sys::parent_pid() > 1 {
+            let _ = sys::send(sys::parent_pid(), sys::CONTINUE_SIGNAL);
+        }
         guard::sweep();
         Booted::Ended
     }

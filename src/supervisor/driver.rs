@@ -212,6 +212,8 @@ impl Driver {
         if !self.fleet.keep && self.fleet.launch.is_none() {
             self.fleet.roster.shutdown();
         }
+        // A traceback may keep this object for long; the timer's descriptor must not stay as well.
+        self.waiter = Waiter::default();
         Ok(())
     }
 

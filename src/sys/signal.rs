@@ -13,6 +13,9 @@ pub const TERMINATE_SIGNAL: i32 = libc::SIGTERM;
 /// Cannot be ignored.
 pub const KILL_SIGNAL: i32 = libc::SIGKILL;
 
+/// Lets a stopped process go on; no effect on others.
+pub const CONTINUE_SIGNAL: i32 = libc::SIGCONT;
+
 /// The private signal on which a worker dumps its Python stacks. Real-time signals are unknown to
 /// other software; where there are none, SIGUSR2 has to do.
 #[cfg(target_os = "linux")]
