@@ -405,3 +405,14 @@ class Base85Serializer:
         import pickle
 
         return pickle.loads(base64.b85decode(data))
+
+
+def start_children_for(where: tuple[str, int]) -> NoReturn:
+    """Has a child process and a child program in a session of its own, then keeps busy."""
+    path, _ = where
+    if os.fork() == 0:
+        note(path, "child")
+        time.sleep(FOREVER)
+    program = subprocess.Popen(["sleep", str(FOREVER)], start_new_session=True)
+    note(path, "child", program.pid)
+    busy_loop(path)

@@ -160,6 +160,8 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
         Traceback (most recent call last):
         ...
         killercall._exceptions.TimeoutError: function 'bar' timed out after 0.5s
+        The worker's Python stack (pid ...) when it was killed:
+        ...
     """
     if isinstance(func, (int, float)) and not callable(func):
         message = f"killer_call takes a function first, not {func!r}: was timeout={func!r} meant?"
