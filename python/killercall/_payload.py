@@ -7,6 +7,7 @@ through the serializer, by default cloudpickle with these differences:
 - Functions of `__main__` live in the worker's `__main__`, so that they share one namespace there.
 - A class that came from the host goes back as a reference to the host's class. By value it would
   overwrite the attributes of the host's own class (cloudpickle issue 376).
+- An exception is rebuilt without its own `__init__`, which may take other arguments than `args`.
 - A function that its module knows only as a decorated `killer_call` is sent as a reference to
   that.
 """
@@ -14,6 +15,7 @@ through the serializer, by default cloudpickle with these differences:
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import io
 import itertools
 import pickle
@@ -70,6 +72,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_function(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
+        if isinstance(obj, BaseException) and _has_default_reduce(type(obj)):
+            return _rebuild_exception, (type(obj), obj.args), obj.__dict__ or None
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
@@ -96,6 +100,28 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         # Its arguments are code, globals, name, defaults and closure.
         _, arguments, state, *_ = reduced
         return _make_main_function, (arguments[0], arguments[4]), state, None, None, _set_main_state
+
+
+def _has_default_reduce(cls: type[BaseException]) -> bool:
+    return (
+        cls.__reduce__ is BaseException.__reduce__
+        and cls.__reduce_ex__ is object.__reduce_ex__
+        and cls not in copyreg.dispatch_table
+    )
+
+
+def _rebuild_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """
+    An exception without a call of its own `__init__`.
+
+    By default Python would call it with `args`, which are what it passed on to its base and often
+    fewer than it takes. The attributes that it set follow as state.
+    """
+    error = cls.__new__(cls, *args)
+    builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    builtin.__init__(error, *args)  # type: ignore[misc]
+    error.args = args
+    return error
 
 
 def shares_main(function: types.FunctionType) -> bool:
