@@ -128,7 +128,9 @@ class Mix:
     def map(self, chance: random.Random) -> None:
         """One map whose items end in any way."""
         count = chance.randrange(1, 30)
-        hows = [chance.choice(["return"] * 12 + ["raise", "hang", "exit", "kill"]) for _ in range(count)]
+        hows = [
+            chance.choice(["return"] * 12 + ["raise", "hang", "exit", "kill"]) for _ in range(count)
+        ]
         items = [(next(self.numbers), how) for how in hows]
         self.started.update(number for number, _ in items)
         path = self.path
@@ -173,8 +175,10 @@ def test_random_mix(tmp_path: Path) -> None:
     ran = Counter(map(int, lines(tmp_path / "ran")))
     twice = {number: times for number, times in ran.items() if times > 1}
     never = mix.started - ran.keys()
-    print(f"\nseed {SEED}: {sum(mix.done.values())} calls and items in {SECONDS:g}s, "
-          f"{len(mix.wrong)} wrong, {len(twice)} run twice, {len(never)} never run")
+    print(
+        f"\nseed {SEED}: {sum(mix.done.values())} calls and items in {SECONDS:g}s, "
+        f"{len(mix.wrong)} wrong, {len(twice)} run twice, {len(never)} never run"
+    )
     for what, times in sorted(mix.done.items()):
         print(f"{times:>8}  {what}")
     assert [] == mix.wrong

@@ -1,0 +1,189 @@
+"""Every wrong argument is an error that names it, before any process starts."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import pytest
+
+from killercall import SerializationError, killer_call, killer_pmap, preload
+
+
+def identity(x: Any) -> Any:
+    """Nothing that could be wrong."""
+    return x
+
+
+async def later(x: Any) -> Any:
+    """Not supported yet."""
+    return x
+
+
+@pytest.fixture(autouse=True)
+def no_process_starts() -> Any:
+    """The error comes before the first process."""
+    yield
+    assert [] == psutil.Process().children(recursive=True)
+
+
+TIMEOUTS = [
+    (True, TypeError, "True"),
+    ("4", TypeError, "'4'"),
+    ([4], TypeError, r"\[4\]"),
+    (object(), TypeError, "object object"),
+    (0, ValueError, "0"),
+    (0.0, ValueError, "0.0"),
+    (-1.5, ValueError, "-1.5"),
+    (math.nan, ValueError, "nan"),
+    (math.inf, ValueError, "inf"),
+    (timedelta(0), ValueError, "timedelta"),
+    (timedelta(seconds=-1), ValueError, "timedelta"),
+]
+
+
+@pytest.mark.parametrize(("value", "error", "named"), TIMEOUTS)
+def test_timeout(value: Any, error: type[Exception], named: str) -> None:
+    """Call and map name the value and what was expected."""
+    with pytest.raises(error, match=f"timeout must be .*{named}"):
+        killer_call(identity, timeout=value)
+    with pytest.raises(error, match=f"timeout must be .*{named}"):
+        killer_pmap(identity, [1], timeout=value)
+    with pytest.raises(error, match=f"timeout must be .*{named}"):
+        killer_call(identity).options(timeout=value)
+
+
+OPTIONS = [
+    ({"start_method": "clone"}, ValueError, "start_method must be one of 'forkserver'.*'clone'"),
+    ({"start_method": None}, TypeError, "start_method must be .*None"),
+    ({"reuse": 0}, ValueError, "reuse must be at least 1, not 0"),
+    ({"reuse": 1.5}, TypeError, "reuse must be a whole number, not 1.5"),
+    ({"grace": -1}, ValueError, "grace must be greater than 0.*-1"),
+    ({"grace": None}, TypeError, "grace must be .*None"),
+    ({"grace": "1"}, TypeError, "grace must be .*'1'"),
+    ({"retries": -1}, ValueError, "retries must be at least 0, not -1"),
+    ({"retries": True}, TypeError, "retries must be a whole number, not True"),
+    ({"retry_on": "ValueError"}, TypeError, "retry_on must be an exception class.*'ValueError'"),
+    ({"retry_on": (ValueError, int)}, TypeError, "retry_on must be an exception class.*int"),
+    ({"serializer": "json"}, ValueError, "serializer must be one of .*'json'"),
+    ({"serializer": 3}, TypeError, "serializer must be .*3"),
+    ({"initializer": 3}, TypeError, "initializer must be callable or None, not 3"),
+    ({"initargs": 3}, TypeError, "initargs must be a tuple of arguments, not 3"),
+    ({"preload": 3}, TypeError, "preload must be module names, not 3"),
+    ({"preload": ["a b"]}, ValueError, "preload must be module names.*'a b'"),
+    ({"env": ["A=1"]}, TypeError, "env must be a mapping"),
+    ({"env": {"A": 1}}, TypeError, "env must map strings to strings, not 'A' to 1"),
+    ({"env": {"A=B": "1"}}, ValueError, "env has a variable that no environment can hold: 'A=B'"),
+    ({"cwd": 3.5}, TypeError, "cwd must be a path or None, not 3.5"),
+    ({"cwd": "/nowhere/at/all"}, ValueError, "cwd must be an existing directory.*nowhere"),
+    ({"on_timeout": "ignore"}, ValueError, "on_timeout must be one of .*'ignore'"),
+    ({"on_timeout": "partial"}, ValueError, "'partial' is not available yet"),
+    ({"progress": True}, TypeError, "does not have the option 'progress' yet"),
+    ({"outcomes": True}, TypeError, "does not have the option 'outcomes' yet"),
+    ({"seed": 1}, TypeError, "does not have the option 'seed' yet"),
+    ({"max_memory": 1}, TypeError, "does not have the option 'max_memory' yet"),
+    ({"forward_output": True}, TypeError, "does not have the option 'forward_output' yet"),
+    ({"time_out": 1}, TypeError, "no option 'time_out'; did you mean 'timeout'"),
+    ({"nonsense": 1}, TypeError, "no option 'nonsense'; it has "),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), OPTIONS)
+def test_option(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    """Call and map say which option it was."""
+    with pytest.raises(error, match=match):
+        killer_call(identity, **options)
+    with pytest.raises(error, match=match):
+        killer_pmap(identity, [1], **options)
+
+
+MAP_OPTIONS = [
+    ({"cpus": 0}, ValueError, "cpus must be at least 1, not 0"),
+    ({"cpus": -2}, ValueError, "cpus must be at least 1, not -2"),
+    ({"cpus": True}, TypeError, "cpus must be a whole number, not True"),
+    ({"cpus": 1.0}, TypeError, "cpus must be a whole number, not 1.0"),
+    ({"cpus": "2"}, TypeError, "cpus must be a whole number, not '2'"),
+    ({"budget": 0}, ValueError, "budget must be greater than 0"),
+    ({"on_error": "ignore"}, ValueError, "on_error must be one of .*'ignore'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), MAP_OPTIONS)
+def test_map_option(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    """What only a map has."""
+    with pytest.raises(error, match=match):
+        killer_pmap(identity, [1], **options)
+
+
+@pytest.mark.parametrize("name", ["budget", "on_error", "cpus"])
+def test_call_does_not_take_options_of_map(name: str) -> None:
+    """A call has no budget, no items and no workers to share."""
+    with pytest.raises(TypeError, match=f"killer_call has no option '{name}'"):
+        killer_call(identity, **{name: 1})
+
+
+@pytest.mark.parametrize("function", [3, "name", [1], object()])
+def test_function_is_not_callable(function: Any) -> None:
+    """The message names what was given instead."""
+    if not isinstance(function, int):
+        with pytest.raises(TypeError, match="func must be callable, not "):
+            killer_call(function)
+    with pytest.raises(TypeError, match="func must be callable, not "):
+        killer_pmap(function, [1])
+
+
+def test_number_instead_of_function() -> None:
+    """`@killer_call(4)` was meant as a timeout."""
+    with pytest.raises(TypeError, match="was timeout=4 meant"):
+        killer_call(4)
+
+
+def test_async_function() -> None:
+    """Not yet, and it says so."""
+    with pytest.raises(TypeError, match="async yet"):
+        killer_call(later)
+    with pytest.raises(TypeError, match="async yet"):
+        killer_pmap(later, [1])
+
+
+@pytest.mark.parametrize("items", [3, None, identity])
+def test_items_are_not_iterable(items: Any) -> None:
+    """The message names what was given instead."""
+    with pytest.raises(TypeError, match="iterable must be iterable, not "):
+        killer_pmap(identity, items)
+
+
+def test_items_raise_while_they_are_read() -> None:
+    """The generator's own error arrives."""
+
+    def items() -> Any:
+        yield 1
+        raise LookupError("second")
+
+    with pytest.raises(LookupError, match="second"):
+        killer_pmap(identity, items())
+
+
+def test_unpicklable_function_and_argument() -> None:
+    """They fail at the call, with the way to the culprit."""
+    import threading
+
+    lock = threading.Lock()
+    with pytest.raises(SerializationError, match="<closure lock>") as caught:
+        killer_call(lambda: lock)()
+    assert "function.<closure lock>" == caught.value.path
+    with pytest.raises(SerializationError) as caught:
+        killer_call(identity)({"a": [1, lock]})
+    assert "args[0]['a'][1]" == caught.value.path
+    with pytest.raises(SerializationError) as caught:
+        killer_call(identity)(x=lock)
+    assert "kwargs['x']" == caught.value.path
+
+
+@pytest.mark.parametrize("names", [(3,), ("a b",)])
+def test_preload(names: tuple[Any, ...]) -> None:
+    """Names of modules, and nothing else."""
+    with pytest.raises((TypeError, ValueError), match="preload must be module names"):
+        preload(*names)
