@@ -37,11 +37,12 @@ class KillerFunction(Generic[P, R]):
         self.__wrapped__ = function
         self._killercall_options = options
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
         options = self._killercall_options
         if is_inline():
-            return self.__wrapped__(*args, **kwargs)
+            here: R = run_inline(self.__wrapped__, args, kwargs, options)
+            return here
         with HostJob(self.__wrapped__, options, workers=1, calls=[(args, kwargs)]) as job:
             job.submit(0, (args, kwargs))
             (outcome,) = job.wait()
@@ -171,6 +172,19 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
     if func is None:
         return functools.partial(_decorate, options=checked)
     return _decorate(func, checked)
+
+
+def run_inline(function: Any, args: Any, kwargs: Any, options: Options) -> Any:
+    """One call in this process, for `KILLERCALL_INLINE`: with retries, without a deadline."""
+    for attempts_left in range(options.retries, -1, -1):
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if not attempts_left or not isinstance(error, options.retry_on):
+                raise
+    raise AssertionError  # the last attempt has returned or raised
 
 
 def _decorate(function: Any, options: Options) -> Any:

@@ -56,6 +56,14 @@ class _Shared:
                 key = self._keys.setdefault(kind, next(self._next_key))
         return key
 
+    def import_ahead(self, modules: tuple[str, ...], start: _Launch) -> None:
+        """Has the forkserver import these; one that was started anew is told of the others too."""
+        fresh = tuple(name for name in modules if name not in self.preload)
+        self.preload += fresh
+        names = fresh if self.roster.has_server() else self.preload
+        if names:
+            self.roster.preload(start, ",".join(names))
+
     def launch(self, context: int) -> _Launch:
         """How to start the forkserver in these surroundings."""
         if self._launch is None or self._launch[0] != context:
@@ -111,10 +119,7 @@ def preload(*modules: str) -> None:
     from killercall._options import CHECKS
 
     names = CHECKS["preload"]("preload", modules)
-    fresh = tuple(name for name in names if name not in _shared.preload)
-    if fresh:
-        _shared.preload += fresh
-        _shared.roster.preload(_shared.launch(_context.current()[0]), ",".join(fresh))
+    _shared.import_ahead(names, _shared.launch(_context.current()[0]))
 
 
 def _launch() -> _Launch:
@@ -192,10 +197,13 @@ class HostJob:
             start_limit=START_LIMIT,
         )
         if self._forks:
-            roster, start = _copy_of_host(function, calls or ()), None
+            roster, start = _copy_of_host(function, calls or (), options), None
         else:
             roster, start = _shared.roster, _shared.launch(keywords["context"])
-            self._preload_once(start)
+            # A fresh interpreter imports for itself.
+            _shared.import_ahead(
+                options.preload if options.start_method == "forkserver" else (), start
+            )
         self._job = _core.Job(roster, start, **keywords)
 
     def _payload(self, function: Any) -> dict[str, Any]:
@@ -210,7 +218,7 @@ class HostJob:
         )
         context, context_bytes = _context.current()
         initializer = None
-        if options.initializer is not None:
+        if options.initializer is not None and not self._forks:
             pair = (options.initializer, options.initargs)
             initializer = _payload.dumps(serializer, pair, "initializer")
         setup = {
@@ -242,18 +250,6 @@ class HostJob:
             "function": _shared.interner.number(function_bytes),
             "function_bytes": function_bytes,
         }
-
-    def _preload_once(self, start: _Launch) -> None:
-        """A forkserver that was started anew has to be told again."""
-        wanted = _shared.preload
-        if self._options.start_method == "forkserver":
-            fresh = tuple(name for name in self._options.preload if name not in wanted)
-            _shared.preload = wanted = wanted + fresh
-        else:
-            fresh = ()
-        names = fresh if _shared.roster.has_server() else wanted
-        if names:
-            _shared.roster.preload(start, ",".join(names))
 
     def __enter__(self) -> Self:
         return self
@@ -420,7 +416,7 @@ def _dump_function(
     return data
 
 
-def _copy_of_host(function: Any, calls: Sequence[Call]) -> _core.Roster:
+def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _core.Roster:
     """Forks the host; the copy becomes the forkserver of one job, and its workers inherit all."""
     _payload.track_classes(function)
     copy, control = _core.ServerCopy.prepare()
@@ -439,7 +435,9 @@ def _copy_of_host(function: Any, calls: Sequence[Call]) -> _core.Roster:
                         number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
                     )
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                _worker.inherited = (function, list(calls))
+                _worker.inherited = _worker.Inherited(
+                    function, list(calls), options.initializer, options.initargs
+                )
                 copy.close()
                 _forkserver.serve(control)
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from killercall._call import KillerFunction, check_function
+from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import KillerError, SerializationError
 from killercall._host import HostJob, check_depth, is_inline
@@ -187,14 +187,10 @@ class _Inline(_Results):
 
     def run(self) -> list[Any]:
         for index, item in enumerate(self.items):
-            for attempts_left in range(self.options.retries, -1, -1):
-                try:
-                    self.values[index] = self._func(item)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:
-                    if attempts_left and isinstance(error, self.options.retry_on):
-                        continue
-                    self.fail(index, error, timed_out=False)
-                break
+            try:
+                self.values[index] = run_inline(self._func, (item,), {}, self.options)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self.fail(index, error, timed_out=False)
         return self.values

@@ -15,17 +15,30 @@ import signal
 import sys
 import traceback
 import types
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from killercall import _context, _core, _payload
 from killercall._exceptions import SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # Seconds after which an idle worker ends.
 IDLE_LIMIT = 60.0
 
-# What a forked copy of the host runs: the function and its calls, by job. Set by the host before
-# it forks; see `_host`.
-inherited: tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
+
+@dataclasses.dataclass
+class Inherited:
+    """What the workers of a forked copy of the host run, without any pickling."""
+
+    function: Any
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+
+
+# Set by the host in its copy, see `_host`.
+inherited: Inherited | None = None
 
 
 def main(segment: int, socket: int) -> NoReturn:
@@ -117,6 +130,7 @@ class _Worker:
         self._inherited = setup["inherited"]
         if self._inherited:
             _payload.become_worker(_hide_main())
+            sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] - as long as the process
         else:
             _payload.become_worker(None)
             sys.modules["__main__"] = _new_main()
@@ -128,7 +142,9 @@ class _Worker:
         for name in setup["preload"]:
             importlib.import_module(name)
         self._serializer = _payload.serializer_from(setup["serializer"])
-        if setup["initializer"] is not None:
+        if self._inherited and inherited is not None and inherited.initializer is not None:
+            inherited.initializer(*inherited.initargs)
+        elif setup["initializer"] is not None:
             initializer, initargs = self._serializer.loads(setup["initializer"])
             namespace = vars(sys.modules["__main__"])
             before = dict(namespace)
@@ -170,7 +186,7 @@ class _Worker:
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(pickled)
-                return _Function(inherited[0], *rest)
+                return _Function(inherited.function, *rest)
             return _Function(*self._serializer.loads(pickled))
         except Exception as error:
             message = f"cannot unpickle the function in the worker: {type(error).__name__}: {error}"
@@ -180,7 +196,7 @@ class _Worker:
 
     def _call(self, known: _Function, pickled: bytes) -> Any:
         if self._inherited and inherited is not None:
-            args, kwargs = inherited[1][int(pickled)]
+            args, kwargs = inherited.calls[int(pickled)]
         else:
             try:
                 args, kwargs = self._serializer.loads(pickled)

@@ -45,7 +45,10 @@ pub fn boot(
     preload: &Bound<'_, PyAny>,
 ) -> PyResult<Option<(i32, i32, bool)>> {
     let (control, detach) = match control {
-        Some(fd) => (take_fd(fd), false),
+        Some(fd) => {
+            sys::null_stdin()?;
+            (take_fd(fd), false)
+        }
         None => (sys::take_stdin()?, true),
     };
     match forkserver::boot(control, detach, &mut Callbacks { fork, preload })? {

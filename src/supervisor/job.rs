@@ -517,7 +517,7 @@ impl Job {
                 hand(*id, worker, task, &mut self.tasks, now, deadline, actions);
             }
         }
-        let live = self.workers.iter().filter(|(_, worker)| worker.is_live()).count();
+        let live = self.workers.iter().filter(|(_, worker)| worker.fills_place()).count();
         let starting = self
             .workers
             .iter()

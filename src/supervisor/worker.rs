@@ -154,6 +154,14 @@ impl Worker {
         taken
     }
 
+    /// Whether there must be no other in its place yet: it is live, or its start is being given up,
+    /// and how that ends decides whether another start makes sense.
+    pub fn fills_place(&self) -> bool {
+        let given_up = TerminateReason::StartTimedOut;
+        self.is_live()
+            || matches!(self.state, WorkerState::Terminating { reason, .. } if reason == given_up)
+    }
+
     /// We begin to end it.
     pub fn terminate(&mut self, reason: TerminateReason, step: TerminateStep, now: Moment, until: Moment) {
         let (since, elapsed) = (self.running_since().unwrap_or(now), self.elapsed(now));
