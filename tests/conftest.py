@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import killercall
+from killercall import _host
 from processes import (
     alive_with_mark,
     open_fds,
@@ -39,6 +40,8 @@ def no_leaks(_first_call: None) -> Iterator[None]:
     fds, threads = open_fds(), thread_count()
     yield
     killercall.shutdown()
+    # What was preloaded is preloaded again by every new forkserver, but not for other tests.
+    _host._shared.preload = ()
     wait_until(lambda: not alive_with_mark(), LIMIT)
     left = alive_with_mark()
     for pid in left:

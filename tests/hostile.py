@@ -416,3 +416,11 @@ def start_children_for(where: tuple[str, int]) -> NoReturn:
     program = subprocess.Popen(["sleep", str(FOREVER)], start_new_session=True)
     note(path, "child", program.pid)
     busy_loop(path)
+
+
+def wait_for_file(path: str, done: str) -> str:
+    """Returns as soon as the file exists."""
+    note_worker(path)
+    while not os.path.exists(done):
+        time.sleep(0.01)
+    return "seen"

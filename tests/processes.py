@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def alive_with_mark() -> dict[int, str]:
     me = psutil.Process()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid == me.pid or process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid == me.pid or not is_running(process.pid):
                 continue
             if _has_mark(process):
                 found[process.pid] = f"{process.status()} {' '.join(process.cmdline())[:120]}"
@@ -75,11 +76,32 @@ def _has_mark(process: psutil.Process) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Whether the process may run code: it exists, is no zombie, and is not being torn down."""
     try:
-        return psutil.Process(pid).status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return False
+    return status not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD} and not is_being_killed(pid)
+
+
+def is_being_killed(pid: int) -> bool:
+    """
+    Whether the process will never run code of its own again, though the kernel still has it.
+
+    SIGKILL is pending, or the process is on its way out: then only its memory is torn down, which
+    an answer does not wait for beyond 20 ms.
+    """
+    exiting, kill = 0x4, 1 << (signal.SIGKILL - 1)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    pending = [
+        line.split()[1] for line in status.splitlines() if line[:7] in {"SigPnd:", "ShdPnd:"}
+    ]
+    flags = int(stat.rsplit(")", 1)[1].split()[6])
+    return bool(flags & exiting) or any(int(signals, 16) & kill for signals in pending)
 
 
 def zombie_children() -> list[int]:

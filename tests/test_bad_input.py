@@ -184,6 +184,16 @@ def test_unpicklable_function_and_argument() -> None:
     assert "kwargs['x']" == caught.value.path
 
 
+def test_unpicklable_argument_with_preload() -> None:
+    """It fails before the forkserver is started to preload anything."""
+    import threading
+
+    with pytest.raises(SerializationError):
+        killer_call(identity, preload=["colorsys"])(threading.Lock())
+    with pytest.raises(SerializationError):
+        killer_pmap(identity, [threading.Lock()], preload=["colorsys"])
+
+
 @pytest.mark.parametrize("names", [(3,), ("a b",)])
 def test_preload(names: tuple[Any, ...]) -> None:
     """Names of modules, and nothing else."""

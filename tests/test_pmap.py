@@ -302,7 +302,8 @@ def test_budget_error() -> None:
         assert "nap" in str(error)
         assert error.timeout is None
     assert isinstance(running.pid, int)
-    assert running.elapsed >= 0.3
+    # The budget runs while the worker is started, its elapsed time does not.
+    assert 0 < running.elapsed < 6
     assert waiting.pid is None
     assert 0 == waiting.elapsed
 
