@@ -11,7 +11,9 @@ import builtins
 import errno as errno_names
 import pickle
 import signal as signals
-from typing import Any
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 __all__ = [
     "DepthLimitExceeded",
@@ -45,9 +47,19 @@ class KillerError(Exception):
 
 
 def _rebuild(cls: type[KillerError], args: tuple[Any, ...]) -> KillerError:
-    error = cls.__new__(cls, *args)
+    error = new_exception(cls, args)
     error.args = args
     return error
+
+
+def new_exception(cls: type[E], args: tuple[Any, ...]) -> E:
+    """A new exception, without a call of `__init__`."""
+    try:
+        return cls.__new__(cls, *args)
+    except TypeError:
+        # Of (Base, MemoryError) Python inherits Base's allocator but finds MemoryError's `__new__`,
+        # and refuses to mix the two.
+        return BaseException.__new__(cls, *args)
 
 
 def _seconds(value: float) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
-from killercall._exceptions import SerializationError
+from killercall._exceptions import SerializationError, new_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ def _rebuild_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseE
     By default Python would call it with `args`, which are what it passed on to its base and often
     fewer than it takes. The attributes that it set follow as state.
     """
-    error = cls.__new__(cls, *args)
+    error = new_exception(cls, args)
     builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     builtin.__init__(error, *args)  # type: ignore[misc]
     error.args = args
