@@ -158,8 +158,7 @@ impl Worker {
     /// and how that ends decides whether another start makes sense.
     pub fn fills_place(&self) -> bool {
         let given_up = TerminateReason::StartTimedOut;
-        self.is_live()
-            || matches!(self.state, WorkerState::Terminating { reason, .. } if reason == given_up)
+        self.is_live() || matches!(self.state, WorkerState::Terminating { reason, .. } if reason == given_up)
     }
 
     /// We begin to end it.

@@ -17,7 +17,9 @@ pub use process::{
     ExitStatus, Reaped, become_leader, become_subreaper, die_with_parent, exit_now, keep_across_exec,
     move_high, null_stdin, own, own_end, parent_pid, pid, reap, spawn_interpreter, take_stdin, try_reap_any,
 };
-pub use signal::{CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send};
+pub use signal::{
+    CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send,
+};
 pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
 pub use tree::{children, descendants, kill_tree};
 pub use wait::{Interest, Waiter, Woken, wait_readable};
