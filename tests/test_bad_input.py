@@ -199,3 +199,10 @@ def test_preload(names: tuple[Any, ...]) -> None:
     """Names of modules, and nothing else."""
     with pytest.raises((TypeError, ValueError), match="preload must be module names"):
         preload(*names)
+
+
+@pytest.mark.parametrize("name", ["submit", "aio"])
+def test_methods_to_come(name: str) -> None:
+    """They say that they are not there yet."""
+    with pytest.raises(AttributeError, match=f"does not have .{name}.. yet"):
+        getattr(killer_call(identity), name)

@@ -95,6 +95,12 @@ class KillerFunction(Generic[P, R]):
             return self.__qualname__
         return KillerFunction, (self.__wrapped__, self._killercall_options)
 
+    def __getattr__(self, name: str) -> Any:
+        """Says of what is to come that it is not there yet, instead of nothing."""
+        if name in {"submit", "aio"}:
+            raise AttributeError(f"a killer_call does not have .{name}() yet")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
         """Names the function and its limit."""
         return f"<killer_call of {self.__wrapped__!r}, timeout={self._killercall_options.timeout}>"
