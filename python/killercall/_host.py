@@ -200,10 +200,7 @@ class HostJob:
             roster, start = _copy_of_host(function, calls or (), options), None
         else:
             roster, start = _shared.roster, _shared.launch(keywords["context"])
-            # A fresh interpreter imports for itself.
-            _shared.import_ahead(
-                options.preload if options.start_method == "forkserver" else (), start
-            )
+        self._start = start
         self._job = _core.Job(roster, start, **keywords)
 
     def _payload(self, function: Any) -> dict[str, Any]:
@@ -259,7 +256,14 @@ class HostJob:
 
     def submit(self, task: int, call: Call) -> None:
         """Adds a call; raises `SerializationError` if it cannot be pickled."""
-        self._job.submit(task, str(task).encode() if self._forks else self._dump_call(call))
+        arguments = str(task).encode() if self._forks else self._dump_call(call)
+        if self._start is not None:
+            # Only now, when nothing can be wrong any more: this may start the forkserver. A fresh
+            # interpreter imports for itself.
+            forked = self._options.start_method == "forkserver"
+            _shared.import_ahead(self._options.preload if forked else (), self._start)
+            self._start = None
+        self._job.submit(task, arguments)
 
     def _dump_call(self, call: Call) -> bytes:
         args, kwargs = call

@@ -271,8 +271,10 @@ impl Driver {
                     self.events.push_back(Event::StartFailed { worker: id, hopeless: true });
                 }
                 News::Exited(exit) => {
-                    // What it had answered before it ended counts.
+                    // What it had answered before it ended counts, and comes first: so that the reason
+                    // for which its setup failed is not taken for a mere end.
                     self.read_replies(at);
+                    self.settle();
                     self.note_failed_start(id, exit);
                     let channel = &self.crew[at].worker.channel;
                     let started = channel.outstanding() > 0 && !channel.is_unclaimed();
