@@ -120,7 +120,7 @@ class _Worker:
             self._channel.send("setup failed", _core.SETUP, _describe(error, self._serializer))
             raise _Leave(1) from None
         self._leave_if_stray()
-        self._channel.send("ready", _core.SETUP, b"")
+        self._channel.send("ready", _core.SETUP, self._pid.to_bytes(4, "little"))
 
     def _apply_setup(self, setup: dict[str, Any]) -> None:
         import importlib

@@ -319,6 +319,8 @@ impl Driver {
         let verdict = match reply.kind {
             ReplyKind::Ready => {
                 hand.ready = true;
+                // Its forkserver says the same, but may be slower.
+                hand.pid = hand.pid.or_else(|| pid_in(&reply.body));
                 return Event::Ready { worker, served: 0 };
             }
             ReplyKind::SetupFailed => {
@@ -450,6 +452,13 @@ impl Driver {
             attempts,
         });
     }
+}
+
+/// The pid that a worker names when it is ready.
+fn pid_in(body: &Body) -> Option<i32> {
+    let mut bytes = [0; 4];
+    body.read(0, &mut bytes).ok()?;
+    Some(i32::from_le_bytes(bytes)).filter(|&pid| pid > 0)
 }
 
 impl Drop for Driver {
