@@ -214,3 +214,54 @@ def test_text_of_timeout() -> None:
     assert "function 'bar' timed out after 4s" == str(killercall.TimeoutError("bar", 4.0))
     assert "function 'bar' timed out after 0.25s" == str(killercall.TimeoutError("bar", 0.25))
     assert sys.modules["builtins"].TimeoutError in killercall.TimeoutError.__mro__
+
+
+def test_slots_and_caches_of_main() -> None:
+    """Classes with slots come back as themselves; cached functions go along, recursive ones too."""
+    script = """
+import dataclasses, functools
+from killercall import killer_call
+class Slotted:
+    __slots__ = ("a", "b")
+    def __init__(self, a): self.a = a
+@dataclasses.dataclass(slots=True)
+class Data:
+    x: int = 1
+@functools.lru_cache(maxsize=None)
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+@killer_call
+@functools.cache
+def cached(x):
+    return x + fib(50)
+def use(one, two):
+    one.b = fib(20)
+    return one, two, Slotted(3), hasattr(one, "__dict__")
+one, two, three, loose = killer_call(use)(Slotted(1), Data(2))
+print(type(one) is Slotted, one.a, one.b, two == Data(2), three.a, loose, cached(1))
+"""
+    done = run_script(script)
+    assert ("", "True 1 6765 True 3 False 12586269026\n") == (done.stderr, done.stdout)
+
+
+class HostileRepr:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise SystemExit("repr")
+
+
+def test_rendering_an_item_never_raises() -> None:
+    """The item's own error arrives, not that of its repr."""
+    with pytest.raises(ZeroDivisionError):
+        killercall.killer_pmap(lambda _: 1 // 0, [HostileRepr()])
+
+
+def test_result_is_kept_whatever_became_of_stdout() -> None:
+    """The function may replace or delete the streams."""
+
+    def meddle() -> int:
+        del sys.stdout
+        return 5
+
+    assert 5 == killer_call(meddle, reuse=False)()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import functools
 import io
 import itertools
 import pickle
@@ -60,6 +61,10 @@ def is_plain(value: Any) -> bool:
     return False
 
 
+# What the reduction of a function by value holds; one by reference is shorter.
+_BY_VALUE = ("make", "arguments", "state", "items", "pairs", "set_state")
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Cloudpickle's, with the differences that the module describes."""
 
@@ -72,6 +77,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_function(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
+        if isinstance(obj, functools._lru_cache_wrapper):
+            return self._reduce_cached(obj)
         if isinstance(obj, BaseException) and _has_default_reduce(type(obj)):
             return _rebuild_exception, (type(obj), obj.args), obj.__dict__ or None
         return super().reducer_override(obj)
@@ -83,12 +90,41 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if self._towards_host and _is_inherited(cls):
             return _class_of_main, (cls.__qualname__,)
         reduced = super().reducer_override(cls)
+        if isinstance(reduced, tuple) and "__slots__" in vars(cls):
+            reduced = _with_slots(reduced, cls)
         if token is None:
             # Now it has one, if it went by value.
             token = _token(cls)
             if token is not None:
                 _own_tokens.add(token)
         return reduced
+
+    def _reduce_cached(self, cached: Any) -> Any:
+        """By the name where that leads to it outside of `__main__`, else with a new, empty cache."""
+        decorated = _decorated(cached)
+        if decorated is not None:
+            return _unwrap, (decorated,)
+        module = sys.modules.get(cached.__module__ or "")
+        if cached.__module__ != "__main__" and _attribute(module, cached.__qualname__) is cached:
+            return NotImplemented
+        parameters = cached.cache_parameters()
+        reduced = (
+            self._reduce_function(cached.__wrapped__)
+            if isinstance(cached.__wrapped__, types.FunctionType)
+            else NotImplemented
+        )
+        if not isinstance(reduced, tuple) or len(reduced) != len(_BY_VALUE):
+            return _make_cached, (parameters, _same, (cached.__wrapped__,))
+        make, arguments, state, _, _, set_state = reduced
+        # The function's state follows the cache's creation: it may refer to the cache itself.
+        return (
+            _make_cached,
+            (parameters, make, arguments),
+            (set_state, state),
+            None,
+            None,
+            _set_cached_state,
+        )
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         decorated = _decorated(function)
@@ -129,7 +165,30 @@ def shares_main(function: types.FunctionType) -> bool:
     return function.__globals__ is vars(sys.modules["__main__"])
 
 
-def _decorated(function: types.FunctionType) -> Any:
+def _with_slots(reduced: tuple[Any, ...], cls: type) -> tuple[Any, ...]:
+    """Slots have to be there when a class is made; cloudpickle sets them afterwards, in vain."""
+    make, arguments, *rest = reduced
+    if make is not _internals._make_skeleton_class:
+        return reduced
+    namespace = {**arguments[3], "__slots__": vars(cls)["__slots__"]}
+    return make, (*arguments[:3], namespace, *arguments[4:]), *rest
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _make_cached(parameters: dict[str, Any], make: Callable[..., Any], arguments: Any) -> Any:
+    return functools.lru_cache(**parameters)(make(*arguments))
+
+
+def _set_cached_state(cached: Any, state: Any) -> None:
+    set_state, function_state = state
+    set_state(cached.__wrapped__, function_state)
+    functools.update_wrapper(cached, cached.__wrapped__)
+
+
+def _decorated(function: Any) -> Any:
     """The importable decorated object whose `__wrapped__` this function is, if there is one."""
     if function.__module__ == "__main__" or "<locals>" in function.__qualname__:
         return None
@@ -388,7 +447,7 @@ def _short(value: Any) -> str:
     """A repr that never raises and never fills the screen."""
     try:
         text = repr(value)
-    except Exception:
+    except BaseException:
         text = f"<{type(value).__qualname__} whose repr raises>"
     return text if len(text) <= 60 else text[:57] + "..."  # ruff: ignore[magic-value-comparison]
 

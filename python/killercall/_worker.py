@@ -65,9 +65,10 @@ class _Leave(BaseException):
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # Closed, or its reader is gone: nobody to tell.
-        with contextlib.suppress(Exception):
+    streams: list[Any] = [getattr(sys, "stdout", None), getattr(sys, "stderr", None)]
+    for stream in streams:
+        # Closed, or its reader is gone, or it is the function's own: nobody to tell.
+        with contextlib.suppress(BaseException):
             stream.flush()
 
 
