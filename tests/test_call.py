@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
 import threading
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import hostile
 import killercall
 from killercall import killer_call
 from killercall._exceptions import RemoteTraceback
-from processes import lines, run_script, took
+from processes import is_running, lines, recorded, run_script, took, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -570,6 +571,57 @@ def test_hanging_initializer(method: str, monkeypatch: pytest.MonkeyPatch) -> No
         call(1)
 
     assert 1 == killer_call(hostile.same, start_method=method)(1)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_interrupted_initializer_is_dead(method: str, tmp_path: Path) -> None:
+    """Ctrl+C ends every worker of the call, those too that are not ready yet."""
+    record = tmp_path / "pids"
+
+    def interrupt() -> None:
+        wait_until(lambda: len(recorded(record)) == 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    call = killer_call(
+        hostile.same,
+        timeout=None,
+        start_method=method,
+        initializer=hostile.busy_loop,
+        initargs=(str(record),),
+    )
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with took(0, 8), pytest.raises(KeyboardInterrupt):
+        call(1)
+    running = [pid for pid in recorded(record, "worker") if is_running(pid)]
+    thread.join()
+
+    assert [] == running
+
+
+def test_start_limit_holds_after_the_map_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose initializer hangs does not outlive its limit because nobody waits for it."""
+    monkeypatch.setattr("killercall._host.START_LIMIT", 1.0)
+    record, first = tmp_path / "pids", tmp_path / "first"
+
+    def hang_unless_first() -> None:
+        try:
+            first.touch(exist_ok=False)
+        except FileExistsError:
+            hostile.busy_loop(str(record))
+
+    def fail(item: int) -> None:
+        wait_until(lambda: len(recorded(record)) == 3)
+        raise LookupError(item)
+
+    with pytest.raises(LookupError):
+        killercall.killer_pmap(fail, range(2), cpus=2, initializer=hang_unless_first)
+
+    (worker,) = recorded(record, "worker")
+    wait_until(lambda: not is_running(worker))
+    assert not is_running(worker)
 
 
 def test_initializer_that_cannot_be_pickled() -> None:

@@ -265,3 +265,22 @@ def test_result_is_kept_whatever_became_of_stdout() -> None:
         return 5
 
     assert 5 == killer_call(meddle, reuse=False)()
+
+
+def test_what_a_call_does_to_its_surroundings_ends_with_it() -> None:
+    """The next call in the same worker finds the host's again."""
+    import os
+
+    def change() -> int:
+        os.chdir("/")
+        os.environ["KC_LEAK"] = "1"
+        os.environ.pop("HOME", None)
+        sys.path.clear()
+        return os.getpid()
+
+    def look() -> tuple[object, ...]:
+        return os.getpid(), os.getcwd(), os.environ.get("KC_LEAK"), os.environ.get("HOME"), sys.path
+
+    pid = killer_call(change)()
+    seen = killer_call(look)()
+    assert (pid, os.getcwd(), None, os.environ.get("HOME"), sys.path) == seen

@@ -124,6 +124,31 @@ def apply(pickled: bytes, *, cwd: bool, environment: bool) -> None:
         change_directory(new_cwd)
 
 
+def snapshot() -> tuple[str | None, dict[bytes, bytes], list[str]]:
+    """In a worker: the surroundings that a call finds."""
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = None
+    return cwd, dict(getattr(os.environ, "_data", os.environb)), list(sys.path)
+
+
+def restore(before: tuple[str | None, dict[bytes, bytes], list[str]]) -> None:
+    """Puts back what the call changed, so that the next one finds what the host has."""
+    now = snapshot()
+    if now == before:
+        return
+    cwd, environment, path = before
+    sys.path[:] = path
+    for name in now[1].keys() - environment.keys():
+        del os.environb[name]
+    for name, value in environment.items():
+        if now[1].get(name) != value:
+            os.environb[name] = value
+    if cwd is not None and now[0] != cwd:
+        change_directory(cwd)
+
+
 def replace_environment(wanted: dict[str, str]) -> None:
     """Makes `os.environ` hold just this, and what is the worker's own."""
     wanted = {**dict.fromkeys(THREAD_VARIABLES, "1"), **wanted}

@@ -100,7 +100,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduced
 
     def _reduce_cached(self, cached: Any) -> Any:
-        """By the name where that leads to it outside of `__main__`, else with a new, empty cache."""
+        """By its name where that leads here outside of `__main__`, else with an empty cache."""
         decorated = _decorated(cached)
         if decorated is not None:
             return _unwrap, (decorated,)

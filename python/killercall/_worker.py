@@ -206,9 +206,13 @@ class _Worker:
                     f"cannot unpickle the arguments in the worker: {type(error).__name__}: {error}"
                 )
                 raise SerializationError(message, path="args") from error
+        before = _context.snapshot()
         self._running = known
-        value = known.function(*args, **kwargs)
-        self._leave_if_stray()
+        try:
+            value = known.function(*args, **kwargs)
+        finally:
+            self._leave_if_stray()
+            _context.restore(before)
         return value
 
     def _dump_value(self, value: Any) -> bytes:
