@@ -188,18 +188,14 @@ impl Driver {
         if std::mem::replace(&mut self.closed, true) {
             return Ok(());
         }
-        if self.job.unfinished() > 0 {
-            self.cancel_all(false);
-        }
+        self.cancel_all(false);
         while self.job.is_killing() {
             self.sleep(sys::now() + Duration::from_secs(1))?;
             self.pump();
         }
         for Crew { id, worker, .. } in self.crew.drain(..) {
             match self.job.worker(id).map(|worker| worker.state) {
-                Some(WorkerState::Idle | WorkerState::Starting { .. })
-                    if self.fleet.keep && worker.served < self.limit =>
-                {
+                Some(WorkerState::Idle) if self.fleet.keep && worker.served < self.limit => {
                     self.fleet.roster.release(self.fleet.key, worker);
                 }
                 Some(WorkerState::Terminating {

@@ -372,7 +372,8 @@ impl Job {
                 WorkerState::Running { .. } if gently => {
                     self.end_worker(id, TerminateReason::Cancelled, now, actions);
                 }
-                WorkerState::Running { .. } => {
+                // One that starts has no caller any more who would see to its limit.
+                WorkerState::Running { .. } | WorkerState::Starting { .. } => {
                     let (reason, step) = (TerminateReason::Cancelled, TerminateStep::Grace);
                     worker.terminate(reason, step, now, now);
                     self.kill(id, now, actions);
