@@ -201,7 +201,17 @@ impl Job {
             return self.end_worker(id, TerminateReason::Corrupted, now, actions);
         };
         let served = worker.served;
+        let more = !worker.handed.is_empty();
         match state {
+            WorkerState::Running { deadline: Some(deadline), .. } if finished_at > deadline => {
+                // The stamp decides, not how late we read it: so it is the same on a busy machine.
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                // What it started goes with it, unless it has begun the next task by now.
+                if !more && let Some(worker) = self.find(id) {
+                    worker.terminate(TerminateReason::TimedOut(deadline), TerminateStep::Grace, now, now);
+                    self.kill(id, now, actions);
+                }
+            }
             WorkerState::Running { .. } => {
                 self.pace = Some(self.pace.map_or(elapsed, |pace| (pace * 7 + elapsed) / 8));
                 self.answered(task, verdict, id, elapsed, actions);

@@ -101,8 +101,6 @@ struct World {
     starts: HashMap<TaskId, u32>,
     /// Whether the last attempt of a task was answered in time, and how.
     in_time: HashMap<TaskId, (bool, Verdict)>,
-    /// Tasks whose worker is being ended for their deadline.
-    late: HashSet<TaskId>,
     ended: HashMap<TaskId, Ending>,
     submitted: u64,
     cancelled: HashSet<TaskId>,
@@ -143,7 +141,6 @@ impl World {
             workers: Vec::new(),
             starts: HashMap::new(),
             in_time: HashMap::new(),
-            late: HashSet::new(),
             ended: HashMap::new(),
             submitted: 0,
             cancelled: HashSet::new(),
@@ -315,7 +312,6 @@ impl World {
         *starts += 1;
         assert!(*starts <= 1 + self.policy.retries, "{task:?} was started {starts} times");
         self.in_time.remove(&task);
-        self.late.remove(&task);
         let (length, fate) = self.draw_fate();
         let running = Running { task, since: self.now, ends: self.now + length, fate };
         self.workers[at].1.running = Some(running);
@@ -419,7 +415,6 @@ impl World {
             Action::Dump { worker } => {
                 let at = self.find(worker);
                 self.check_is_late(at);
-                self.late.extend(self.workers[at].1.running.map(|running| running.task));
                 if !self.random.one_in(4) && !self.workers[at].1.stopped {
                     let takes = self.random.up_to(DUMP_LIMIT * 2);
                     self.workers[at].1.dumps_at = Some(self.now + takes);
@@ -533,7 +528,7 @@ impl World {
         match ending {
             Ending::Returned | Ending::Raised => {
                 let in_time = in_time.unwrap_or_else(|| panic!("{task:?} has a result that nobody gave")).0;
-                assert!(in_time || !self.late.contains(&task), "{task:?} was ended, and answered after that");
+                assert!(in_time, "{task:?} was answered too late, and is said to have ended in time");
             }
             Ending::Died => {
                 assert!(in_time.is_none(), "{task:?} was answered, and is said to have died");
