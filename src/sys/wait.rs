@@ -37,8 +37,8 @@ pub enum Woken {
 
 /// Waits with a timer of its own.
 ///
-/// `poll`'s own timeout is late by a thousandth of its length (1.1 ms after 1 s); a timerfd by
-/// 0.12 to 0.15 ms whatever the length (measured on a Linux VM, see `docs/design.md`).
+/// The kernel lets `poll`'s own timeout slip by up to a thousandth of its length; a timerfd is not
+/// rounded that way, so a deadline far ahead is kept as well as a near one.
 #[derive(Debug, Default)]
 pub struct Waiter {
     #[cfg(target_os = "linux")]
