@@ -36,11 +36,6 @@ impl Channel {
         Ok(Self { inner: Mutex::new(inner) })
     }
 
-    /// Whether this process is the worker itself, not a child that it forked.
-    fn is_owner(&self) -> bool {
-        self.inner.try_lock().is_ok_and(|inner| inner.is_owner())
-    }
-
     /// Prepares for stack dumps; returns the signal, and the descriptor to dump to.
     fn prepare_dump(&self) -> PyResult<(i32, i32)> {
         Ok((crate::sys::DUMP_SIGNAL, self.inner()?.prepare_dump()?))

@@ -146,11 +146,6 @@ impl Driver {
         self.job.queued()
     }
 
-    /// How many workers can be had: fewer than asked for if the system refused some.
-    pub fn available(&self) -> usize {
-        self.job.available()
-    }
-
     /// Why no worker could be had, the last time that this happened.
     pub fn start_error(&self) -> Option<&StartError> {
         self.start_error.as_ref()

@@ -98,11 +98,6 @@ impl Job {
         })
     }
 
-    /// How many workers can be had.
-    pub fn available(&self) -> usize {
-        self.available
-    }
-
     /// The state of a worker, for the driver.
     pub fn worker(&self, id: WorkerId) -> Option<&Worker> {
         self.workers.iter().find(|(other, _)| *other == id).map(|(_, worker)| worker)

@@ -51,7 +51,6 @@ pub struct WorkerChannel {
     segment: &'static Segment,
     file: OwnedFd,
     socket: OwnedFd,
-    pid: i32,
     read_at: usize,
     written: u64,
     files_in: FilesIn,
@@ -73,7 +72,6 @@ impl WorkerChannel {
             segment,
             file,
             socket,
-            pid: sys::pid(),
             read_at: 0,
             written: 0,
             files_in: FilesIn::default(),
@@ -81,11 +79,6 @@ impl WorkerChannel {
             files_pending: VecDeque::new(),
             waiter: Waiter::default(),
         })
-    }
-
-    /// Whether this process is the worker, and not a child that it forked.
-    pub fn is_owner(&self) -> bool {
-        sys::pid() == self.pid
     }
 
     /// Prepares for stack dumps and returns the descriptor that they are written to.
