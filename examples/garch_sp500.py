@@ -285,6 +285,9 @@ def calibrate(jobs: Sequence[Job], rng: random.Random) -> float:
     """
     short = [job for job in jobs if job.spec.lookback == "one year"]
     answers = run(rng.sample(short, CALIBRATION_FITS), CALIBRATION_DEADLINE).answers
+    unexpected = [a for a in answers if not isinstance(a, (Fit, NotConverged, TimeoutError))]
+    if unexpected:
+        raise unexpected[0]
     return statistics.median(a.seconds for a in answers if isinstance(a, Fit))
 
 

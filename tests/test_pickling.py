@@ -244,6 +244,74 @@ print(type(one) is Slotted, one.a, one.b, two == Data(2), three.a, loose, cached
     assert ("", "True 1 6765 True 3 False 12586269026\n") == (done.stderr, done.stdout)
 
 
+def test_kinds_of_classes_of_main() -> None:
+    """What people define in a script goes there and comes back as the same class."""
+    script = """
+import abc, collections, dataclasses, enum, functools, typing
+from killercall import killer_call
+T = typing.TypeVar("T")
+class Named(typing.NamedTuple):
+    a: int
+    b: str = "x"
+class GenericNamed(typing.NamedTuple, typing.Generic[T]):
+    a: T
+Old = collections.namedtuple("Old", "a b")
+class SubOld(Old):
+    __slots__ = ()
+class Colour(enum.Enum):
+    RED = 1
+class Flags(enum.IntFlag):
+    A = 1
+    B = 2
+class Box(typing.Generic[T]):
+    __slots__ = ("x",)
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return self.x == other.x
+class Proto(typing.Protocol):
+    def f(self) -> int: ...
+class Base(abc.ABC):
+    __slots__ = ("__hidden",)
+    def __init__(self): self.__hidden = 2
+    def __eq__(self, other): return self.__hidden == other.__hidden
+    @abc.abstractmethod
+    def f(self): ...
+class Child(Base, Proto):
+    __slots__ = {"z": "doc"}
+    def f(self): return 3
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    a: int
+class SubFrozen(Frozen):
+    pass
+class Numbers(list):
+    __slots__ = ()
+@dataclasses.dataclass
+class Lazy:
+    a: int
+    @functools.cached_property
+    def twice(self): return self.a * 2
+    @functools.singledispatchmethod
+    def kind(self, x): return "other"
+    @kind.register
+    def _(self, x: int): return "int"
+@functools.singledispatch
+def size(x): return 1
+@size.register
+def _(x: list): return sum(size(y) for y in x)
+values = [Named(1), GenericNamed(2), Old(1, 2), SubOld(3, 4), Colour.RED, Flags.A | Flags.B,
+    Box(1), Child(), Frozen(1), SubFrozen(2), Numbers([1]), Lazy(4)]
+def use(values):
+    assert isinstance(values[0], Named) and isinstance(values[6], Box)
+    lazy = values[-1]
+    return values, (size([1, [2, 3]]), lazy.twice, lazy.kind(1), lazy.kind(""))
+for method in ("forkserver", "spawn", "fork"):
+    back, rest = killer_call(use, start_method=method)(values)
+    print([type(x) for x in back] == [type(x) for x in values], back == values, rest)
+"""
+    done = run_script(script)
+    assert ("", "True True (3, 8, 'int', 'other')\n" * 3) == (done.stderr, done.stdout)
+
+
 class HostileRepr:
     """Cannot be shown."""
 

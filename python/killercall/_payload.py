@@ -79,6 +79,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         if isinstance(obj, functools._lru_cache_wrapper):
             return self._reduce_cached(obj)
+        if type(obj) is functools.cached_property:
+            # Up to Python 3.11 it holds a lock.
+            state = (obj.func, obj.attrname)
+            return functools.cached_property, (None,), state, None, None, _set_property_state
         if isinstance(obj, BaseException) and _has_default_reduce(type(obj)):
             return _rebuild_exception, (type(obj), obj.args), obj.__dict__ or None
         return super().reducer_override(obj)
@@ -90,7 +94,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if self._towards_host and _is_inherited(cls):
             return _class_of_main, (cls.__qualname__,)
         reduced = super().reducer_override(cls)
-        if isinstance(reduced, tuple) and "__slots__" in vars(cls):
+        # The class of a NamedTuple brings its own, and must not be told.
+        if isinstance(reduced, tuple) and vars(cls).get("__slots__"):
             reduced = _with_slots(reduced, cls)
         if token is None:
             # Now it has one, if it went by value.
@@ -131,7 +136,19 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if decorated is not None:
             return _unwrap, (decorated,)
         reduced = super().reducer_override(function)
-        if not isinstance(reduced, tuple) or not shares_main(function):
+        if not isinstance(reduced, tuple):
+            return reduced
+        if _is_generic(function):
+            generic: Any = function
+            return (
+                _make_generic,
+                (),
+                (generic.__wrapped__, dict(generic.registry)),
+                None,
+                None,
+                _set_generic_state,
+            )
+        if not shares_main(function):
             return reduced
         # Its arguments are code, globals, name, defaults and closure.
         _, arguments, state, *_ = reduced
@@ -186,6 +203,30 @@ def _set_cached_state(cached: Any, state: Any) -> None:
     set_state, function_state = state
     set_state(cached.__wrapped__, function_state)
     functools.update_wrapper(cached, cached.__wrapped__)
+
+
+def _set_property_state(cached: Any, state: Any) -> None:
+    cached.func, cached.attrname = state
+    cached.__doc__ = cached.func.__doc__
+
+
+def _is_generic(function: types.FunctionType) -> bool:
+    """Whether it is the face of a `functools.singledispatch`, whose cache cannot be pickled."""
+    return (
+        function.__globals__ is vars(functools)
+        and {"registry", "dispatch"} <= vars(function).keys()
+    )
+
+
+def _make_generic() -> Any:
+    return functools.singledispatch(_same)
+
+
+def _set_generic_state(generic: Any, state: Any) -> None:
+    default, registry = state
+    for cls, implementation in registry.items():
+        generic.register(cls, implementation)
+    functools.update_wrapper(generic, default)
 
 
 def _decorated(function: Any) -> Any:
