@@ -225,6 +225,17 @@ def test_stopping_the_machinery(which: str, method: str, tmp_path: Path) -> None
         assert killer_call(hostile.same, start_method=method)("next") == "next"
 
 
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_new_worker_of_a_stopped_forkserver(method: str) -> None:
+    """A forkserver that was stopped while idle goes on when a worker is needed."""
+    call = killer_call(hostile.forkserver_pid, reuse=False, start_method=method)
+    server = call()
+    os.kill(server, signal.SIGSTOP)
+
+    with took(0, PATIENCE):
+        assert call() == server
+
+
 def test_idle_forkserver_killed_from_outside() -> None:
     """If it is gone before the next call, that call starts a new one."""
     server = killer_call(hostile.forkserver_pid)()

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN};
 use crate::error::Error;
-use crate::sys;
+use crate::sys::{self, Process};
 use crate::transport::HostChannel;
 
 /// How long an orderly end may take before it is left to itself.
@@ -47,7 +47,9 @@ pub struct Forkserver {
     launcher: Mutex<Launcher>,
     next_worker: AtomicU64,
     lost: AtomicBool,
-    introduction: Mutex<Option<Introduction>>,
+    /// Whom to let go on if they do not do as they are told: who was started, then, once they are
+    /// known, guard and forkserver.
+    family: Mutex<Vec<Process>>,
 }
 
 impl Forkserver {
@@ -60,6 +62,7 @@ impl Forkserver {
         let (server, theirs) = Self::prepare()?;
         let child = sys::spawn_interpreter(program, arguments, environment, theirs)
             .map_err(Error::forkserver("run the interpreter"))?;
+        server.set_family(child.id().try_into().ok().map(|pid| Process::new(pid, sys::handle(pid))));
         *server.launcher() = Launcher::Interpreter(child);
         Ok(server)
     }
@@ -71,7 +74,7 @@ impl Forkserver {
         let (control, theirs) = sys::socket_pair().map_err(&sockets)?;
         let (life, guard_life) = sys::socket_pair().map_err(&sockets)?;
         // Beside the life socket, which a forked child of the host may hold open by accident.
-        let end = sys::own_end();
+        let end = sys::handle(sys::pid());
         let fds: Vec<_> = std::iter::once(&guard_life).chain(&end).map(AsFd::as_fd).collect();
         sys::send_message(control.as_fd(), &Command::Attach.encode(), &fds).map_err(sockets)?;
         let server = Self {
@@ -80,14 +83,19 @@ impl Forkserver {
             launcher: Mutex::new(Launcher::None),
             next_worker: AtomicU64::new(1),
             lost: AtomicBool::new(false),
-            introduction: Mutex::new(None),
+            family: Mutex::default(),
         };
         Ok((server, theirs))
     }
 
     /// Remembers the copy of the host that was forked, to reap it at the end.
     pub fn set_guard(&self, pid: i32) {
+        self.set_family([Process::new(pid, sys::handle(pid))]);
         *self.launcher() = Launcher::Guard(pid);
+    }
+
+    fn set_family(&self, family: impl IntoIterator<Item = Process>) {
+        *self.family.lock().unwrap_or_else(PoisonError::into_inner) = family.into_iter().collect();
     }
 
     fn launcher(&self) -> std::sync::MutexGuard<'_, Launcher> {
@@ -148,6 +156,22 @@ impl Forkserver {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Reads what the guard has said of itself and its forkserver. False at the end of the socket.
+    fn read_life(&self) -> bool {
+        let mut bytes = [0; NOTICE_LEN];
+        match sys::receive(self.life.as_fd(), &mut bytes) {
+            Ok(Some(received)) if received.bytes > 0 => {
+                if let Ok(pids) = Introduction::decode(&bytes) {
+                    let mut fds = received.fds.into_iter();
+                    self.set_family([pids.guard, pids.server].map(|pid| Process::new(pid, fds.next())));
+                }
+                true
+            }
+            Ok(None) => true,
+            Ok(Some(_)) | Err(_) => false,
+        }
+    }
+
     /// Reads the life socket to its end; false if that does not come in time.
     fn wait_for_end(&self, limit: Duration) -> bool {
         let until = sys::now() + limit;
@@ -157,25 +181,20 @@ impl Forkserver {
                 Ok(true) => {}
                 Ok(false) | Err(_) => return false,
             }
-            let mut bytes = [0; NOTICE_LEN];
-            match sys::receive(self.life.as_fd(), &mut bytes) {
-                Ok(Some(received)) if received.bytes == NOTICE_LEN => {
-                    *self.introduction.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Introduction::decode(&bytes).ok();
-                }
-                Ok(Some(received)) if received.bytes > 0 => {}
-                Ok(None) => {}
-                Ok(Some(_)) | Err(_) => return true,
+            if !self.read_life() {
+                return true;
             }
         }
     }
 
-    /// Somebody has stopped the guard, which is alive, as its socket is open; and so its child, the
-    /// forkserver, is not reaped: both pids are still theirs.
-    fn wake_stopped(&self) {
-        let pids = *self.introduction.lock().unwrap_or_else(PoisonError::into_inner);
-        for pid in pids.into_iter().flat_map(|pids| [pids.guard, pids.server]) {
-            let _ = sys::send(pid, sys::CONTINUE_SIGNAL);
+    /// Lets guard and forkserver go on, if somebody has stopped them.
+    pub fn nudge(&self) {
+        if !self.read_life() {
+            return;
+        }
+        for process in self.family.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // That it has just ended is found out elsewhere.
+            let _ = process.signal(sys::CONTINUE_SIGNAL);
         }
     }
 
@@ -185,7 +204,7 @@ impl Forkserver {
         // The guard sees the end of file, though this process still holds the socket and reads
         // from it the end of the guard.
         if sys::half_close(self.life.as_fd()).is_ok() && !self.wait_for_end(STOPPED_LIMIT) {
-            self.wake_stopped();
+            self.nudge();
             if !self.wait_for_end(END_LIMIT) {
                 log::error!("the forkserver's guard does not end");
             }

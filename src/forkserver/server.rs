@@ -66,8 +66,11 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
         drop((commands, server_lives, guard_life));
         let _held = guard_lives;
         let pids = Introduction { guard: sys::pid(), server };
+        let handles: Vec<OwnedFd> = [pids.guard, pids.server].into_iter().filter_map(sys::handle).collect();
+        let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
         // A host that is gone already is found out in a moment.
-        let _ = sys::send_message(life[0].as_fd(), &pids.encode(), &[]);
+        let _ = sys::send_message(life[0].as_fd(), &pids.encode(), &fds);
+        drop(handles);
         guard::stand(&life, &server_life);
     }
     // The life socket must have no holder but the guard: its end means that nothing is left.

@@ -194,7 +194,7 @@ impl Driver {
                     self.fleet.roster.release(self.fleet.key, worker);
                 }
                 Some(WorkerState::Terminating {
-                    step: TerminateStep::Killing | TerminateStep::Abandoned,
+                    step: TerminateStep::Killing | TerminateStep::Nudged | TerminateStep::Abandoned,
                     ..
                 }) => {}
                 _ => worker.kill(),
@@ -366,6 +366,7 @@ impl Driver {
             Action::Dump { worker } => self.with(worker, |worker| worker.signal(DUMP_SIGNAL)),
             Action::Terminate { worker } => self.with(worker, |worker| worker.signal(TERMINATE_SIGNAL)),
             Action::Kill { worker } => self.with(worker, HostWorker::kill),
+            Action::Nudge { worker } => self.with(worker, HostWorker::nudge),
             Action::Abandon { worker } => self.with(worker, HostWorker::abandon),
             Action::Complete { task, ending, worker, attempts, elapsed } => {
                 self.complete(task, ending, worker, attempts, elapsed);

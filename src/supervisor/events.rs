@@ -139,6 +139,11 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
+    /// What was asked of the forkserver is not done: let it go on, if somebody has stopped it.
+    Nudge {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// The kill had no effect: do without the forkserver; `Exited` follows.
     Abandon {
         /// The worker.

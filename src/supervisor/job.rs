@@ -12,8 +12,13 @@ use crate::time::Moment;
 
 /// How long a stack dump may take before we do without.
 pub const DUMP_LIMIT: Duration = Duration::from_millis(20);
-/// How long a kill may go unanswered before the forkserver is taken to be stuck.
-pub const KILL_LIMIT: Duration = Duration::from_millis(500);
+/// How long a kill may go unanswered before the forkserver is nudged. It answers within 20 ms,
+/// whatever the kernel still has to tear down.
+pub const NUDGE_LIMIT: Duration = Duration::from_millis(35);
+/// How long after that before it is taken to be stuck.
+pub const STUCK_LIMIT: Duration = Duration::from_millis(500);
+/// How long a worker may start before its forkserver is nudged, and how often.
+const START_NUDGE: Duration = Duration::from_millis(150);
 /// How many workers in a row may end while they start before we give up.
 const START_ATTEMPTS: u32 = 3;
 /// About how much work to hand to a worker at a time. A wake-up costs tens of microseconds, so
@@ -407,7 +412,7 @@ impl Job {
             }
             _ => {
                 actions.push(Action::Kill { worker: id });
-                (TerminateStep::Killing, KILL_LIMIT)
+                (TerminateStep::Killing, NUDGE_LIMIT)
             }
         };
         worker.terminate(reason, step, now, now + length);
@@ -425,6 +430,10 @@ impl Job {
             }
             TerminateStep::Dumping | TerminateStep::Grace => self.kill(id, now, actions),
             TerminateStep::Killing => {
+                (*step, *until) = (TerminateStep::Nudged, now + STUCK_LIMIT);
+                actions.push(Action::Nudge { worker: id });
+            }
+            TerminateStep::Nudged => {
                 *step = TerminateStep::Abandoned;
                 actions.push(Action::Abandon { worker: id });
             }
@@ -437,7 +446,7 @@ impl Job {
         let Some(worker) = self.find(id) else { return };
         let WorkerState::Terminating { step, until, .. } = &mut worker.state else { return };
         if matches!(step, TerminateStep::Dumping | TerminateStep::Grace) {
-            (*step, *until) = (TerminateStep::Killing, now + KILL_LIMIT);
+            (*step, *until) = (TerminateStep::Killing, now + NUDGE_LIMIT);
             actions.push(Action::Kill { worker: id });
         }
     }
@@ -499,8 +508,13 @@ impl Job {
                 {
                     self.end_worker(id, TerminateReason::TimedOut(deadline), now, actions);
                 }
-                WorkerState::Starting { until } if now >= until => {
+                WorkerState::Starting { until, .. } if now >= until => {
                     self.end_worker(id, TerminateReason::StartTimedOut, now, actions);
+                }
+                WorkerState::Starting { until, nudge_at } if now >= nudge_at => {
+                    let nudge_at = now + START_NUDGE;
+                    self.workers[at].1.state = WorkerState::Starting { until, nudge_at };
+                    actions.push(Action::Nudge { worker: id });
                 }
                 WorkerState::Terminating { step, until, .. }
                     if now >= until && step != TerminateStep::Abandoned =>
@@ -533,7 +547,8 @@ impl Job {
         for _ in 0..wanted {
             let id = WorkerId(self.next_worker);
             self.next_worker += 1;
-            self.workers.push((id, Worker::starting(now + self.policy.start_limit)));
+            let worker = Worker::starting(now + self.policy.start_limit, now + START_NUDGE);
+            self.workers.push((id, worker));
             actions.push(Action::Start { worker: id });
         }
         if starting + wanted > 0 {

@@ -162,6 +162,11 @@ impl HostWorker {
         }
     }
 
+    /// Lets its forkserver go on, if somebody has stopped it.
+    pub fn nudge(&self) {
+        self.server.nudge();
+    }
+
     /// Ends its forkserver, and with it all of its workers.
     pub fn abandon(&self) {
         log::warn!("the forkserver does not answer; ending it and all its workers");

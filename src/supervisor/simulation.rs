@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
-use super::job::{DUMP_LIMIT, Job, KILL_LIMIT, Policy};
+use super::job::{DUMP_LIMIT, Job, NUDGE_LIMIT, Policy, STUCK_LIMIT};
 use super::worker::WorkerState;
 use crate::time::Moment;
 
@@ -85,6 +85,10 @@ struct SimulatedWorker {
     dead: bool,
     exit_told: bool,
     unkillable: bool,
+    /// Its forkserver is stopped until it is nudged.
+    unheard: bool,
+    /// The same, and it was not even forked.
+    unforked: bool,
     /// It ends by itself and takes nothing more.
     retired: bool,
     news: VecDeque<Event>,
@@ -127,7 +131,7 @@ impl World {
                 1 => Some(u32::try_from(1 + random.below(5)).unwrap()),
                 _ => None,
             },
-            start_limit: millis(50),
+            start_limit: millis(400),
         };
         // Half of the schedules have no faults but those of the tasks themselves.
         let calm = random.one_in(2);
@@ -436,10 +440,23 @@ impl World {
                 let at = self.find(worker);
                 let takes = self.random.up_to(KILL_TAKES);
                 let unkillable = !self.calm && self.random.one_in(50);
+                let unheard = !self.calm && self.random.one_in(20);
                 let worker = &mut self.workers[at].1;
-                worker.unkillable = unkillable;
-                if !unkillable {
+                (worker.unkillable, worker.unheard) = (unkillable, unheard);
+                if !unkillable && !unheard {
                     worker.dies_at = Some(self.now + takes);
+                }
+            }
+            Action::Nudge { worker } => {
+                let at = self.find(worker);
+                let takes = self.random.up_to(KILL_TAKES);
+                let now = self.now;
+                let worker = &mut self.workers[at].1;
+                if std::mem::take(&mut worker.unheard) && !worker.unkillable {
+                    worker.dies_at = Some(now + takes);
+                }
+                if std::mem::take(&mut worker.unforked) {
+                    worker.ready_at = Some(now + takes);
                 }
             }
             Action::Abandon { worker } => {
@@ -478,6 +495,7 @@ impl World {
             }
             // Never ready.
             9 if self.random.one_in(3) => self.hopeless = true,
+            10 if self.random.one_in(3) => worker.unforked = true,
             _ => worker.ready_at = Some(self.now + takes),
         }
         self.workers.push((id, worker));
@@ -567,7 +585,7 @@ impl World {
         }
         // None outlives its deadline by more than the steps that end it.
         let Some(timeout) = self.policy.timeout else { return };
-        let steps = DUMP_LIMIT + self.policy.grace + KILL_LIMIT + KILL_TAKES + LATE * 8;
+        let steps = DUMP_LIMIT + self.policy.grace + NUDGE_LIMIT + STUCK_LIMIT + KILL_TAKES + LATE * 8;
         for (id, worker) in &self.workers {
             if let Some(running) = worker.running.filter(|_| !worker.dead) {
                 assert!(

@@ -20,6 +20,8 @@ pub enum WorkerState {
     Starting {
         /// When we stop waiting for it.
         until: Moment,
+        /// When to see to it that its forkserver is not stopped.
+        nudge_at: Moment,
     },
     /// It waits for a task.
     Idle,
@@ -69,6 +71,8 @@ pub enum TerminateStep {
     Grace,
     /// It was killed.
     Killing,
+    /// The kill was not answered; its forkserver was nudged, in case that somebody has stopped it.
+    Nudged,
     /// The kill had no effect; its forkserver is being ended.
     Abandoned,
 }
@@ -92,9 +96,9 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that has been asked for.
-    pub fn starting(until: Moment) -> Self {
+    pub fn starting(until: Moment, nudge_at: Moment) -> Self {
         Self {
-            state: WorkerState::Starting { until },
+            state: WorkerState::Starting { until, nudge_at },
             handed: VecDeque::new(),
             handed_at: VecDeque::new(),
             served: 0,
@@ -205,7 +209,7 @@ impl Worker {
         match self.state {
             WorkerState::Running { deadline, .. } if !self.revoking => deadline,
             WorkerState::Terminating { step, until, .. } if step != TerminateStep::Abandoned => Some(until),
-            WorkerState::Starting { until } => Some(until),
+            WorkerState::Starting { until, nudge_at } => Some(until.min(nudge_at)),
             WorkerState::Idle | WorkerState::Running { .. } | WorkerState::Terminating { .. } => None,
         }
     }

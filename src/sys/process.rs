@@ -138,12 +138,13 @@ pub fn die_with_parent(parent: i32) -> io::Result<bool> {
     Ok(parent_pid() == parent)
 }
 
-/// A descriptor that becomes readable when this process ends, however many copies of it are held
-/// elsewhere. `None` where the kernel has none.
+/// A descriptor of the process `pid`, which the caller knows is not reaped yet. It becomes readable
+/// when the process ends, however many copies of it are held elsewhere, and never means another
+/// process. `None` where the kernel has none.
 #[cfg(target_os = "linux")]
-pub fn own_end() -> Option<OwnedFd> {
+pub fn handle(pid: i32) -> Option<OwnedFd> {
     // SAFETY: the call has no memory effects; nix has no wrapper for it.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid(), 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = RawFd::try_from(fd).ok().filter(|&fd| fd >= 0)?;
     // SAFETY: the kernel has just made it; nobody else has it.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -151,8 +152,41 @@ pub fn own_end() -> Option<OwnedFd> {
 
 /// See above.
 #[cfg(not(target_os = "linux"))]
-pub fn own_end() -> Option<OwnedFd> {
+pub fn handle(_pid: i32) -> Option<OwnedFd> {
     None
+}
+
+/// A process that is no child of this one, to send signals to.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    handle: Option<OwnedFd>,
+}
+
+impl Process {
+    /// With the handle that came along; without one the pid has to do.
+    pub fn new(pid: i32, handle: Option<OwnedFd>) -> Self {
+        Self { pid, handle }
+    }
+
+    /// Sends it a signal; that it has ended is no error.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        match &self.handle {
+            #[cfg(target_os = "linux")]
+            Some(handle) => {
+                use std::os::fd::AsRawFd;
+                // SAFETY: the call has no memory effects without a siginfo; nix has no wrapper.
+                let sent = nix::errno::Errno::result(unsafe {
+                    libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), signal, 0, 0)
+                });
+                match sent {
+                    Ok(_) | Err(nix::Error::ESRCH) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            _ => super::signal::send(self.pid, signal),
+        }
+    }
 }
 
 /// Reaps one child that has ended, if there is one: `Ok(None)` if none has, an error (`ECHILD`)
