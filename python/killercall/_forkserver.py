@@ -48,6 +48,12 @@ def serve(control: int | None) -> None:
 def _become_fresh_worker(segment: int, socket: int) -> NoReturn:
     from killercall import _core
 
+    try:
+        os.getcwd()
+    except OSError:
+        # An interpreter should not start in a directory that is gone: CPython 3.13.0 cannot import
+        # extension modules there.
+        os.chdir("/")
     _core.keep_open([segment, socket])
     command = f"from killercall._worker import main; main({segment}, {socket})"
     os.execv(sys.executable, interpreter_command(command))

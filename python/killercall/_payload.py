@@ -82,7 +82,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if type(obj) is functools.cached_property:
             # Up to Python 3.11 it holds a lock.
             state = (obj.func, obj.attrname)
-            return functools.cached_property, (None,), state, None, None, _set_property_state
+            return functools.cached_property, (_same,), state, None, None, _set_property_state
+        if type(obj) is functools.singledispatchmethod:
+            # So does this, from 3.13 on, in its cache.
+            method_state = (obj.func, obj.dispatcher)
+            return (
+                functools.singledispatchmethod,
+                (_same,),
+                method_state,
+                None,
+                None,
+                _set_method_state,
+            )
         if isinstance(obj, BaseException) and _has_default_reduce(type(obj)):
             return _rebuild_exception, (type(obj), obj.args), obj.__dict__ or None
         return super().reducer_override(obj)
@@ -207,7 +218,11 @@ def _set_cached_state(cached: Any, state: Any) -> None:
 
 def _set_property_state(cached: Any, state: Any) -> None:
     cached.func, cached.attrname = state
-    cached.__doc__ = cached.func.__doc__
+    cached.__doc__, cached.__module__ = cached.func.__doc__, cached.func.__module__
+
+
+def _set_method_state(method: Any, state: Any) -> None:
+    method.func, method.dispatcher = state
 
 
 def _is_generic(function: types.FunctionType) -> bool:
