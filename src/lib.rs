@@ -29,7 +29,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::python::{Channel, Job, Outcome, Roster, ServerCopy, boot, keep_open};
+    use super::python::{Channel, Job, Outcome, Roster, ServerCopy, boot, ease_memory_limit, keep_open};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

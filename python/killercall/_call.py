@@ -136,7 +136,8 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
         **options: `start_method` ("forkserver", "spawn", "fork"), `reuse` (True, False, or calls a
             worker), `grace` (seconds between SIGTERM and SIGKILL, default 0), `serializer`
             ("cloudpickle", "dill", "pickle", or an object with dumps and loads), `initializer`,
-            `initargs`, `preload` (module names), `env`, `cwd`, `retries` (default 0), `retry_on`
+            `initargs`, `preload` (module names), `env`, `cwd`, `max_memory` (bytes, or a text
+            such as "2GiB", for the worker and all that it starts), `retries` (default 0), `retry_on`
             (exception classes), `on_timeout` ("raise", "default", "return"), `default`.
 
     Returns:
@@ -150,6 +151,7 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
     The call raises:
         TimeoutError: the deadline was missed.
         WorkerDied: the worker ended without an answer.
+        MemoryLimitExceeded: it used more than `max_memory`, or was refused more.
         SerializationError: the function, an argument or the result could not be pickled.
         WorkerStartError: no worker could be started.
         DepthLimitExceeded: calls are nested too deep.

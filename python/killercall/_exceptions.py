@@ -176,7 +176,51 @@ def _likely_cause(name: str) -> str:
 
 
 class MemoryLimitExceeded(KillerError, MemoryError):
-    """The call used more memory than its `max_memory`."""
+    """
+    The call used more memory than its `max_memory`, or was refused more by the kernel.
+
+    Attributes:
+        limit: the most that it may use, in bytes.
+        used: what it used when it was killed, with all that it had started, in bytes; None if it
+            got a MemoryError instead, which is the `__cause__`.
+        pid: the worker's process id, or None.
+        stack: the worker's Python stack when it was killed, or None; also a note of the exception.
+    """
+
+    function: str | None = None
+    limit: int | None = None
+    used: int | None = None
+    pid: int | None = None
+    stack: str | None = None
+
+    def __init__(
+        self,
+        function: str,
+        limit: int | None = None,
+        *,
+        used: int | None = None,
+        pid: int | None = None,
+        stack: str | None = None,
+    ) -> None:
+        """Described by the attributes of the class."""
+        most = "its limit" if limit is None else f"its limit of {_mebibytes(limit)}"
+        how = (
+            "was refused more memory than"
+            if used is None
+            else f"used {_mebibytes(used)} of memory, more than"
+        )
+        super().__init__(f"function {function!r} {how} {most}")
+        self.function = function
+        self.limit = limit
+        self.used = used
+        self.pid = pid
+        self.stack = stack
+        if stack:
+            self.add_note(f"The worker's Python stack (pid {pid}) when it was killed:\n{stack}")
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 class SerializationError(KillerError, pickle.PicklingError):

@@ -17,6 +17,7 @@ from killercall import _context, _core, _forkserver, _payload, _stack, _worker
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
+    MemoryLimitExceeded,
     RemoteTraceback,
     SerializationError,
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
@@ -192,9 +193,11 @@ class HostJob:
             retries=options.retries,
             retry_timed_out=_is_retried(TimeoutError, options),
             retry_died=_is_retried(WorkerDied, options),
+            retry_over_memory=_is_retried(MemoryLimitExceeded, options),
             budget=budget,
             calls_per_worker=options.calls_per_worker,
             start_limit=START_LIMIT,
+            max_memory=options.max_memory,
         )
         if self._forks:
             roster, start = _copy_of_host(function, calls or (), options), None
@@ -227,6 +230,7 @@ class HostJob:
             "initializer": initializer,
             "env": dict(options.env) if options.env is not None else None,
             "cwd": options.cwd,
+            "max_memory": options.max_memory,
         }
         env = tuple(sorted(options.env.items())) if options.env is not None else None
         kind = (
@@ -236,6 +240,7 @@ class HostJob:
             options.preload,
             env,
             options.cwd,
+            options.max_memory,
         )
         return {
             "key": _shared.key(kind),
@@ -341,6 +346,14 @@ class HostJob:
                     stack=_stack.readable(outcome.stack),
                     reason=reason,
                 )
+            case "over_memory":
+                return MemoryLimitExceeded(
+                    self.name,
+                    self._options.max_memory,
+                    used=outcome.over_memory,
+                    pid=outcome.pid,
+                    stack=_stack.readable(outcome.stack),
+                )
             case "not_started":
                 return self._not_started()
             case other:
@@ -383,11 +396,13 @@ class HostJob:
         failure.__cause__ = cause
         return failure
 
-    def _not_started(self) -> WorkerStartError:
+    def _not_started(self) -> WorkerStartError | MemoryLimitExceeded:
         found = self._job.start_error()
         if found is None:
             return WorkerStartError("no worker could be started")
-        message, errno, exitcode, body = found
+        message, errno, exitcode, used, body = found
+        if used is not None:
+            return MemoryLimitExceeded(self.name, self._options.max_memory, used=used)
         if exitcode is not None:
             message += f": it exited with {exitcode}"
         if message.endswith("in time"):

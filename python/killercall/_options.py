@@ -11,6 +11,7 @@ import datetime
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,12 +26,14 @@ _NOT_YET = frozenset(
         "engine",
         "forward_logging",
         "forward_output",
-        "max_memory",
         "outcomes",
         "progress",
         "seed",
     }
 )
+
+# More than any machine has; what it takes to keep arithmetic with sizes from overflowing.
+_MOST_MEMORY = 2**56
 
 # Longer than any process lives; what it takes to keep arithmetic with times from overflowing.
 _FOREVER = 3e8
@@ -56,6 +59,7 @@ class Options:
     on_timeout: str = "raise"
     on_error: str = "raise"
     budget: float | None = None
+    max_memory: int | None = None
 
     @property
     def calls_per_worker(self) -> int | None:
@@ -66,8 +70,8 @@ class Options:
 
 
 CALL_OPTIONS = frozenset({
-    "default", "cwd", "env", "grace", "initargs", "initializer", "on_timeout", "preload",
-    "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
+    "default", "cwd", "env", "grace", "initargs", "initializer", "max_memory", "on_timeout",
+    "preload", "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
 })  # fmt: skip
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
 
@@ -160,6 +164,40 @@ def check_count(name: str, value: Any, lowest: int) -> int:
         message = f"{name} must be at least {lowest}, not {value}"
         raise ValueError(message)
     return value
+
+
+_UNITS = {
+    "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", re.IGNORECASE | re.ASCII)
+
+
+def _check_max_memory(name: str, value: Any) -> int | None:
+    """Bytes from an int or a text with a unit; None is no limit."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = _SIZE.fullmatch(value)
+        if not found or found[2].upper() not in _UNITS:
+            message = (
+                f"{name} must be a number with a unit such as '500MB' or '2GiB', not {value!r}"
+            )
+            raise ValueError(message)
+        size = int(float(found[1]) * _UNITS[found[2].upper()])
+    elif isinstance(value, bool) or not isinstance(value, int):
+        message = (
+            f"{name} must be a number of bytes, a text such as '2GiB' or None, "
+            f"not {short_repr(value)} of type {type(value).__qualname__}"
+        )
+        raise TypeError(message)
+    else:
+        size = value
+    if size <= 0:
+        message = f"{name} must be greater than 0 bytes, or None for no limit, not {value!r}"
+        raise ValueError(message)
+    return min(size, _MOST_MEMORY)
 
 
 def _check_retries(name: str, value: Any) -> int:
@@ -278,6 +316,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "grace": _check_grace,
     "initargs": _check_initargs,
     "initializer": _check_initializer,
+    "max_memory": _check_max_memory,
     "on_error": _check_on_failure,
     "on_timeout": _check_on_failure,
     "preload": _check_preload,

@@ -59,6 +59,7 @@ def killer_pmap(
         ValueError: a wrong value, such as `cpus=0`.
         TimeoutError: an item timed out, with `on_timeout="raise"`.
         WorkerDied: the worker of an item died.
+        MemoryLimitExceeded: an item used more than `max_memory`, or was refused more.
         SerializationError: the function, an item or a result could not be pickled.
         WorkerStartError: no worker could be started.
 

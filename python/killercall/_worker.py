@@ -18,7 +18,7 @@ import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from killercall import _context, _core, _payload
-from killercall._exceptions import SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
+from killercall._exceptions import MemoryLimitExceeded, SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,9 @@ class _Worker:
         self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
         self._follow = {"cwd": True, "environment": True}
         self._inherited = False
+        self._max_memory: int | None = None
+        # Set when this process is not fit for another call.
+        self._spent = False
         self._running: _Function | None = None
         self._handles_term = False
 
@@ -104,11 +107,11 @@ class _Worker:
                 return
             task, number, context, function, arguments = request
             if task == _core.SETUP:
-                self._setup(arguments)
+                self._setup(arguments or b"")
                 continue
             kind, body = self._answer(number, context, function, arguments)
             _flush()
-            if not self._channel.send(kind, task, body):
+            if not self._channel.send(kind, task, body) or self._spent:
                 return
 
     def _setup(self, pickled: bytes) -> None:
@@ -129,6 +132,7 @@ class _Worker:
         os.environ[_context.DEPTH_VARIABLE] = str(setup["depth"])
         self._follow = {"cwd": setup["cwd"] is None, "environment": setup["env"] is None}
         self._inherited = setup["inherited"]
+        self._max_memory = setup["max_memory"]
         if self._inherited:
             _payload.become_worker(_hide_main())
             sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] - as long as the process
@@ -156,7 +160,7 @@ class _Worker:
         _reseed()
 
     def _answer(
-        self, number: int, context: bytes | None, function: bytes | None, arguments: bytes
+        self, number: int, context: bytes | None, function: bytes | None, arguments: bytes | None
     ) -> tuple[str, bytes]:
         known: _Function | BaseException | None = None
         try:
@@ -164,7 +168,12 @@ class _Worker:
                 _context.apply(context, **self._follow)
             if function is not None:
                 self._functions[number] = self._load_function(function)
-            known = self._functions[number]
+            known = self._functions.get(number)
+            if arguments is None or known is None:
+                # A function that is lost here is one that the host believes to be here.
+                self._spent = True
+                message = "no memory for the pickled arguments"
+                raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
             if isinstance(known, BaseException):
                 raise known  # ruff: ignore[raise-within-try] - the same way as all others
             self._arm(known)
@@ -177,10 +186,21 @@ class _Worker:
             raise _Leave(_exit_status(error)) from None
         except BaseException as error:
             self._leave_if_stray()
+            if self._max_memory is not None and _lacks_memory(error):
+                error = self._over_memory(known, error)
             retryable = isinstance(known, _Function) and isinstance(error, known.retry_on)
             return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
         finally:
             self._running = None
+
+    def _over_memory(self, known: Any, error: BaseException) -> BaseException:
+        """The kernel has refused more memory: what is left suffices to say so, and to leave."""
+        _core.ease_memory_limit()
+        self._spent = True
+        name = known.name if isinstance(known, _Function) else "?"
+        failure = MemoryLimitExceeded(name, self._max_memory, pid=self._pid)
+        failure.__cause__ = error
+        return failure.with_traceback(error.__traceback__)
 
     def _load_function(self, pickled: bytes) -> _Function | BaseException:
         """An error is kept as well: each task that calls this function gets it."""
@@ -237,6 +257,13 @@ class _Worker:
 
 
 _MISSING = object()
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether this process was refused memory; what a call inside of this one met is its own."""
+    if isinstance(error, MemoryLimitExceeded):
+        return False
+    return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
 
 
 def _exit_status(error: SystemExit) -> int:

@@ -109,13 +109,16 @@ impl Forkserver {
     }
 
     /// Asks for a new worker. Whether it came to be, its notice pipe tells.
-    pub fn fork_worker(&self, exec: bool) -> Result<ForkedWorker, Error> {
+    pub fn fork_worker(&self, exec: bool, max_memory: u64) -> Result<ForkedWorker, Error> {
         let (channel, segment, socket) =
             HostChannel::create().map_err(Error::system("make shared memory"))?;
         let (notice, theirs) = sys::pipe().map_err(Error::system("make a pipe"))?;
         let id = self.next_worker.fetch_add(1, Ordering::Relaxed);
-        self.command(Command::Fork { worker: id, exec }, &[segment.as_fd(), socket.as_fd(), theirs.as_fd()])
-            .map_err(Error::forkserver("ask for a worker"))?;
+        self.command(
+            Command::Fork { worker: id, exec, max_memory },
+            &[segment.as_fd(), socket.as_fd(), theirs.as_fd()],
+        )
+        .map_err(Error::forkserver("ask for a worker"))?;
         Ok(ForkedWorker { id, channel, notice })
     }
 

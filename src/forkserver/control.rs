@@ -20,6 +20,8 @@ pub enum Command {
         worker: u64,
         /// Whether the worker is a fresh interpreter.
         exec: bool,
+        /// Most bytes of memory that it and all that it starts may use; zero for no limit.
+        max_memory: u64,
     },
     /// Send a signal to a worker.
     Signal {
@@ -59,6 +61,11 @@ pub enum Notice {
         status: ExitStatus,
         /// Its peak resident memory in bytes.
         peak_memory: u64,
+    },
+    /// It and all it had started use more memory than they may, and are being killed.
+    OverMemory {
+        /// How many bytes they used.
+        used: u64,
     },
     /// It and all it had started were killed and run no more code, but the kernel is still
     /// tearing down their memory.
@@ -123,7 +130,7 @@ impl Command {
     pub fn encode(self) -> [u8; COMMAND_LEN] {
         match self {
             Self::Attach => encode(1, 0, 0, 0),
-            Self::Fork { worker, exec } => encode(2, i32::from(exec), worker, 0),
+            Self::Fork { worker, exec, max_memory } => encode(2, i32::from(exec), worker, max_memory),
             Self::Signal { worker, signal } => encode(3, signal, worker, 0),
             Self::Kill { worker } => encode(4, 0, worker, 0),
             Self::Preload { len } => encode(5, 0, len, 0),
@@ -134,7 +141,7 @@ impl Command {
     pub fn decode(bytes: &[u8; COMMAND_LEN]) -> io::Result<Self> {
         match decode(bytes) {
             (1, ..) => Ok(Self::Attach),
-            (2, exec, worker, _) => Ok(Self::Fork { worker, exec: exec != 0 }),
+            (2, exec, worker, max_memory) => Ok(Self::Fork { worker, exec: exec != 0, max_memory }),
             (3, signal, worker, _) => Ok(Self::Signal { worker, signal }),
             (4, _, worker, _) => Ok(Self::Kill { worker }),
             (5, _, len, _) => Ok(Self::Preload { len }),
@@ -151,6 +158,7 @@ impl Notice {
             Self::ForkFailed { errno } => encode(2, errno, 0, 0),
             Self::Exited { status, peak_memory } => encode(3, status.0, peak_memory, 0),
             Self::Killed => encode(4, 0, 0, 0),
+            Self::OverMemory { used } => encode(6, 0, used, 0),
         }
     }
 
@@ -161,6 +169,7 @@ impl Notice {
             (2, errno, ..) => Ok(Self::ForkFailed { errno }),
             (3, status, peak_memory, _) => Ok(Self::Exited { status: ExitStatus(status), peak_memory }),
             (4, ..) => Ok(Self::Killed),
+            (6, _, used, _) => Ok(Self::OverMemory { used }),
             (kind, ..) => Err(unknown("notice", kind)),
         }
     }
@@ -174,7 +183,7 @@ mod tests {
     fn messages_come_back_as_they_were() {
         for command in [
             Command::Attach,
-            Command::Fork { worker: 1 << 40, exec: true },
+            Command::Fork { worker: 1 << 40, exec: true, max_memory: 1 << 41 },
             Command::Signal { worker: 3, signal: 62 },
             Command::Kill { worker: 4 },
             Command::Preload { len: 9 },
@@ -186,6 +195,7 @@ mod tests {
             Notice::ForkFailed { errno: 11 },
             Notice::Exited { status: ExitStatus(-9), peak_memory: 1 << 40 },
             Notice::Killed,
+            Notice::OverMemory { used: 1 << 40 },
         ] {
             assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
         }

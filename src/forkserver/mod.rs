@@ -17,6 +17,7 @@
 mod client;
 mod control;
 mod guard;
+mod memory;
 mod server;
 
 pub use client::{ForkedWorker, Forkserver};

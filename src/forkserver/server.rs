@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::control::{COMMAND_LEN, Command, Introduction, Notice};
 use super::guard;
+use super::memory::{self, MemoryWatch};
 use crate::sys::{self, Blob, ChildSignal, Interest, Reaped, Waiter};
 use crate::time::Moment;
 
@@ -34,6 +35,8 @@ pub struct WorkerEnds {
     pub socket: OwnedFd,
     /// Whether to go on in a fresh interpreter.
     pub exec: bool,
+    /// Most bytes of memory for it; zero for no limit.
+    max_memory: u64,
 }
 
 /// Where [`boot`] comes out.
@@ -133,6 +136,7 @@ struct Child {
     pid: i32,
     notice: OwnedFd,
     state: ChildState,
+    memory: Option<MemoryWatch>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -173,13 +177,14 @@ impl Server {
                     Err(_) => return Ok(self.end()),
                 }
             }
+            let look_at = self.watch_memory();
             let settling = self.settle();
             let mut interests = [
                 Interest::new(self.commands.control.as_fd()),
                 Interest::new(self.guard.as_fd()),
                 Interest::new(self.signal.fd()),
             ];
-            waiter.wait(&mut interests, None, if settling { LOOK_AGAIN } else { LONG })?;
+            waiter.wait(&mut interests, look_at, if settling { LOOK_AGAIN } else { LONG })?;
             let [_, guard, signal] = interests.map(|interest| interest.ready);
             if guard {
                 return Ok(self.end());
@@ -209,13 +214,18 @@ impl Server {
         interpreter: &mut dyn Interpreter,
     ) -> io::Result<Option<WorkerEnds>> {
         match command {
-            Command::Fork { worker, exec } => {
+            Command::Fork { worker, exec, max_memory } => {
                 let Ok([segment, socket, notice]) = <[OwnedFd; 3]>::try_from(fds) else {
                     // Descriptors were lost on the way (this process is out of them); dropping
                     // the notice pipe tells the host.
                     return Ok(None);
                 };
-                return self.fork(worker, notice, WorkerEnds { segment, socket, exec }, interpreter);
+                return self.fork(
+                    worker,
+                    notice,
+                    WorkerEnds { segment, socket, exec, max_memory },
+                    interpreter,
+                );
             }
             Command::Signal { worker, signal } => {
                 if let Some(child) = self.alive(worker) {
@@ -254,7 +264,9 @@ impl Server {
         match interpreter.fork() {
             Ok(Some(pid)) => {
                 tell(&notice, Notice::Forked { pid });
-                self.children.push(Child { worker, pid, notice, state: ChildState::Alive });
+                let watch = || MemoryWatch::new(ends.max_memory, sys::now());
+                let memory = (ends.max_memory > 0).then(watch);
+                self.children.push(Child { worker, pid, notice, state: ChildState::Alive, memory });
                 Ok(None)
             }
             Ok(None) => {
@@ -262,6 +274,10 @@ impl Server {
                 sys::become_subreaper()?;
                 if !sys::die_with_parent(self.pid)? {
                     sys::exit_now(1);
+                }
+                if ends.max_memory > 0 {
+                    let limit = memory::kernel_limit(ends.max_memory);
+                    sys::limit_memory(limit, memory::RESERVE, ends.exec)?;
                 }
                 Ok(Some(ends))
             }
@@ -271,6 +287,30 @@ impl Server {
                 Ok(None)
             }
         }
+    }
+
+    /// Kills whose trees use more memory than they may; returns when to look again.
+    fn watch_memory(&mut self) -> Option<Moment> {
+        for child in &mut self.children {
+            let Some(memory) = child.memory.as_mut().filter(|_| matches!(child.state, ChildState::Alive))
+            else {
+                continue;
+            };
+            let now = sys::now();
+            if now < memory.look_at {
+                continue;
+            }
+            if let Some(used) = memory.over {
+                tell(&child.notice, Notice::OverMemory { used });
+                child.state = ChildState::Killed(now);
+                sys::kill_tree(child.pid);
+            } else if memory.look(child.pid, self.pid) {
+                // It ends in a moment anyway; where it was is good to know.
+                let _ = sys::send(child.pid, sys::DUMP_SIGNAL);
+            }
+        }
+        let alive = self.children.iter().filter(|child| matches!(child.state, ChildState::Alive));
+        alive.filter_map(|child| child.memory.map(|memory| memory.look_at)).min()
     }
 
     /// Reaps who has ended, kills what they left behind, and tells the host of each worker whose

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyConnectionError, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -17,9 +17,10 @@ pub struct Channel {
     inner: Mutex<WorkerChannel>,
 }
 
-/// What `receive` returns: task, function, then the three sections (`None` where empty).
+/// What `receive` returns: task, function, then the three sections: `None` where empty, or where there
+/// is no memory for them. Arguments are never empty.
 type Received<'py> =
-    (u64, u64, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>, Bound<'py, PyBytes>);
+    (u64, u64, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>);
 
 impl Channel {
     fn inner(&self) -> PyResult<MutexGuard<'_, WorkerChannel>> {
@@ -85,10 +86,13 @@ fn to_python<'py>(py: Python<'py>, request: &Request) -> PyResult<Received<'py>>
     let mut section = |len: usize| {
         let bytes = PyBytes::new_with(py, len, |into| Ok(request.body.read(offset, into)?));
         offset += len;
-        bytes
+        match bytes {
+            Err(error) if error.is_instance_of::<PyMemoryError>(py) => Ok(None),
+            bytes => bytes.map(Some),
+        }
     };
     let [context, function, arguments] = request.sections;
-    let context = if context > 0 { Some(section(context)?) } else { None };
-    let function_bytes = if function > 0 { Some(section(function)?) } else { None };
+    let context = if context > 0 { section(context)? } else { None };
+    let function_bytes = if function > 0 { section(function)? } else { None };
     Ok((request.task, request.function, context, function_bytes, section(arguments)?))
 }

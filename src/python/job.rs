@@ -61,7 +61,7 @@ pub struct Outcome {
     body: Option<Py<PyBytes>>,
     pid: Option<i32>,
     exitcode: Option<i32>,
-    lost: bool,
+    over_memory: Option<u64>,
     stack: Option<String>,
     corrupt: Option<String>,
     elapsed: f64,
@@ -85,13 +85,14 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
             Ending::Raised => "raised",
             Ending::TimedOut => "timed_out",
             Ending::Died => "died",
+            Ending::OverMemory => "over_memory",
             Ending::Cancelled => "cancelled",
             Ending::NotStarted => "not_started",
         },
         body: outcome.body.map(|body| bytes(py, &body).map(Bound::unbind)).transpose()?,
         pid: outcome.pid,
         exitcode,
-        lost: outcome.exit == Some(Exit::Lost),
+        over_memory: outcome.over_memory,
         stack: outcome.stack,
         corrupt: outcome.corrupt,
         elapsed: outcome.elapsed.as_secs_f64(),
@@ -99,8 +100,9 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
     })
 }
 
-/// What happened, error number, exit code, and the pickled exception.
-type StartFailure<'py> = (String, Option<i32>, Option<i32>, Option<Bound<'py, PyBytes>>);
+/// What happened, error number, exit code, bytes of memory that were too many, and the pickled
+/// exception.
+type StartFailure<'py> = (String, Option<i32>, Option<i32>, Option<u64>, Option<Bound<'py, PyBytes>>);
 
 /// The tasks of one call or one map, and the workers that run them.
 #[pyclass(frozen, module = "killercall._core")]
@@ -133,8 +135,8 @@ impl Job {
     /// A job without tasks. Times are in seconds.
     #[new]
     #[pyo3(signature = (roster, start, *, key, exec, keep, setup, context, context_bytes, function,
-        function_bytes, timeout, grace, workers, retries, retry_timed_out, retry_died, budget,
-        calls_per_worker, start_limit))]
+        function_bytes, timeout, grace, workers, retries, retry_timed_out, retry_died, retry_over_memory, budget,
+        calls_per_worker, start_limit, max_memory))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -157,9 +159,11 @@ impl Job {
         retries: u32,
         retry_timed_out: bool,
         retry_died: bool,
+        retry_over_memory: bool,
         budget: Option<f64>,
         calls_per_worker: Option<u32>,
         start_limit: f64,
+        max_memory: Option<u64>,
     ) -> PyResult<Self> {
         let policy = Policy {
             timeout: timeout.map(seconds).transpose()?,
@@ -168,6 +172,7 @@ impl Job {
             retries,
             retry_timed_out,
             retry_died,
+            retry_over_memory,
             budget: budget.map(seconds).transpose()?.map(|budget| sys::now() + budget),
             calls_per_worker,
             start_limit: seconds(start_limit)?,
@@ -177,6 +182,7 @@ impl Job {
             launch: start.map(launch),
             key,
             exec,
+            max_memory: max_memory.unwrap_or(0),
             keep,
             setup,
             context,
@@ -229,34 +235,38 @@ impl Job {
         Ok(py.detach(|| driver.close())?)
     }
 
-    /// Why no worker could be had: what happened, error number, exit code, exception.
+    /// Why no worker could be had: what happened, error number, exit code, memory, exception.
     fn start_error<'py>(&self, py: Python<'py>) -> PyResult<Option<StartFailure<'py>>> {
         let driver = self.driver()?;
         let Some(error) = driver.start_error() else { return Ok(None) };
         Ok(Some(match error {
             StartError::System(error) => {
-                (format!("failed to {error}"), error.source_error().raw_os_error(), None, None)
+                (format!("failed to {error}"), error.source_error().raw_os_error(), None, None, None)
             }
             StartError::Fork(errno) => {
                 let source = std::io::Error::from_raw_os_error(*errno);
-                (format!("failed to fork a worker: {source}"), Some(*errno), None, None)
+                (format!("failed to fork a worker: {source}"), Some(*errno), None, None, None)
             }
             StartError::Setup(body) => {
-                ("failed to set up a worker".into(), None, None, Some(bytes(py, body)?))
+                ("failed to set up a worker".into(), None, None, None, Some(bytes(py, body)?))
             }
             StartError::Exited(Exit::Reaped { status, .. }) => {
-                ("a worker ended before it was set up".into(), None, Some(*status), None)
+                ("a worker ended before it was set up".into(), None, Some(*status), None, None)
             }
             StartError::Exited(Exit::Killed) => {
-                ("a worker was killed before it was set up".into(), None, None, None)
+                ("a worker was killed before it was set up".into(), None, None, None, None)
             }
             StartError::Exited(Exit::Lost) => (
                 "the forkserver ended before it had forked a worker; standard error may say why".into(),
                 None,
                 None,
                 None,
+                None,
             ),
-            StartError::Slow => ("a worker was not set up in time".into(), None, None, None),
+            StartError::OverMemory(used) => {
+                ("a worker used too much memory while it was set up".into(), None, None, Some(*used), None)
+            }
+            StartError::Slow => ("a worker was not set up in time".into(), None, None, None, None),
         }))
     }
 }

@@ -8,4 +8,4 @@ mod processes;
 
 pub use channel::Channel;
 pub use job::{Job, Outcome, Roster};
-pub use processes::{ServerCopy, boot, keep_open};
+pub use processes::{ServerCopy, boot, ease_memory_limit, keep_open};

@@ -68,6 +68,12 @@ pub fn keep_open(fds: Vec<i32>) -> PyResult<()> {
     Ok(())
 }
 
+/// In a worker with a memory limit: makes room to tell that it was met.
+#[pyfunction]
+pub fn ease_memory_limit() -> PyResult<()> {
+    Ok(sys::ease_memory_limit()?)
+}
+
 /// Owns a descriptor that Python code passed on to us.
 pub fn take_fd(fd: i32) -> OwnedFd {
     sys::own(fd)

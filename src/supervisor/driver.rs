@@ -42,6 +42,8 @@ pub enum StartError {
     Exited(Exit),
     /// It was not set up in time.
     Slow,
+    /// It used this many bytes of memory, more than it may.
+    OverMemory(u64),
 }
 
 /// How a task ended, with all that is known of it.
@@ -57,6 +59,8 @@ pub struct Outcome {
     pub pid: Option<i32>,
     /// How the worker ended, if it has.
     pub exit: Option<Exit>,
+    /// How many bytes it used, if it was killed for that.
+    pub over_memory: Option<u64>,
     /// Its Python stack when it was killed, or at a fatal signal.
     pub stack: Option<String>,
     /// What was wrong with what the worker wrote, if that is why it was ended.
@@ -266,19 +270,23 @@ impl Driver {
                     // for which its setup failed is not taken for a mere end.
                     self.read_replies(at);
                     self.settle();
-                    self.note_failed_start(id, exit);
-                    let channel = &self.crew[at].worker.channel;
+                    let HostWorker { channel, over_memory, .. } = &self.crew[at].worker;
                     let started = channel.outstanding() > 0 && !channel.is_unclaimed();
-                    self.events.push_back(Event::Exited { worker: id, started });
+                    let over_memory = *over_memory;
+                    self.note_failed_start(id, exit, over_memory);
+                    let over_memory = over_memory.is_some();
+                    self.events.push_back(Event::Exited { worker: id, started, over_memory });
                 }
             }
         }
         self.settle();
     }
 
-    fn note_failed_start(&mut self, id: WorkerId, exit: Exit) {
+    fn note_failed_start(&mut self, id: WorkerId, exit: Exit, over_memory: Option<u64>) {
         match self.job.worker(id).map(|worker| worker.state) {
-            Some(WorkerState::Starting { .. }) => self.start_error = Some(StartError::Exited(exit)),
+            Some(WorkerState::Starting { .. }) => {
+                self.start_error = Some(over_memory.map_or(StartError::Exited(exit), StartError::OverMemory));
+            }
             Some(WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. }) => {
                 self.start_error = Some(StartError::Slow);
             }
@@ -436,8 +444,9 @@ impl Driver {
             body: body.filter(|_| matches!(ending, Ending::Returned | Ending::Raised)),
             pid: crew.and_then(|crew| crew.worker.pid),
             exit,
+            over_memory: crew.and_then(|crew| crew.worker.over_memory),
             stack: crew
-                .filter(|_| matches!(ending, Ending::TimedOut | Ending::Died))
+                .filter(|_| matches!(ending, Ending::TimedOut | Ending::Died | Ending::OverMemory))
                 .and_then(|crew| crew.worker.channel.stack()),
             corrupt: crew.and_then(|crew| crew.corrupt.clone()),
             elapsed,

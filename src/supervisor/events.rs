@@ -87,6 +87,8 @@ pub enum Event {
         worker: WorkerId,
         /// Whether it had started its oldest task.
         started: bool,
+        /// Whether it was killed because it used too much memory.
+        over_memory: bool,
     },
     /// A task is not wanted any more.
     #[cfg_attr(not(test), expect(dead_code, reason = "futures, which cancel one task, are to come"))]
@@ -175,6 +177,8 @@ pub enum Ending {
     TimedOut,
     /// Its worker ended.
     Died,
+    /// Its worker was killed because it used too much memory.
+    OverMemory,
     /// It was not wanted any more.
     Cancelled,
     /// No worker could be had.

@@ -42,6 +42,8 @@ pub struct Policy {
     pub retry_timed_out: bool,
     /// Whether a worker's death is.
     pub retry_died: bool,
+    /// Whether too much memory is.
+    pub retry_over_memory: bool,
     /// When whatever is unfinished counts as timed out.
     pub budget: Option<Moment>,
     /// Calls that a worker may serve.
@@ -128,7 +130,9 @@ impl Job {
             Event::Refused { worker, task, retired } => self.refused(worker, task, retired),
             Event::Dumped { worker } => self.dumped(worker, now, actions),
             Event::Corrupted { worker } => self.end_worker(worker, TerminateReason::Corrupted, now, actions),
-            Event::Exited { worker, started } => self.exited(worker, started, now, actions),
+            Event::Exited { worker, started, over_memory } => {
+                self.exited(worker, started, over_memory, now, actions);
+            }
             Event::Cancelled { task } => self.cancel(task, actions),
             Event::CancelledAll { gently } => self.cancel_all(gently, now, actions),
             Event::Tick => self.check_deadlines(now, actions),
@@ -326,7 +330,14 @@ impl Job {
         }
     }
 
-    fn exited(&mut self, id: WorkerId, started: bool, now: Moment, actions: &mut Vec<Action>) {
+    fn exited(
+        &mut self,
+        id: WorkerId,
+        started: bool,
+        over_memory: bool,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
         let (_, mut worker) = self.workers.remove(at);
         let elapsed = worker.elapsed(now);
@@ -334,7 +345,7 @@ impl Job {
         let untouched = worker.handed.front().copied().filter(|_| !started);
         self.requeue(worker.handed);
         let reason = match worker.state {
-            WorkerState::Starting { .. } => return self.start_failed(id, false, actions),
+            WorkerState::Starting { .. } => return self.start_failed(id, over_memory, actions),
             WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. } => {
                 return self.start_failed(id, true, actions);
             }
@@ -358,6 +369,9 @@ impl Job {
             }
             Some(TerminateReason::Cancelled) => {
                 self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
+            }
+            _ if over_memory => {
+                self.failed(task, Ending::OverMemory, self.policy.retry_over_memory, id, elapsed, actions);
             }
             _ => self.failed(task, Ending::Died, self.policy.retry_died, id, elapsed, actions),
         }

@@ -65,6 +65,8 @@ pub struct HostWorker {
     pub served: u32,
     /// How it ended, if it has.
     pub exit: Option<Exit>,
+    /// How many bytes it used when that was more than it may.
+    pub over_memory: Option<u64>,
     functions: HashSet<u64>,
     context: u64,
     in_hand: VecDeque<InHand>,
@@ -97,6 +99,7 @@ impl HostWorker {
             ready: false,
             served: 0,
             exit: None,
+            over_memory: None,
             functions: HashSet::new(),
             context,
             in_hand: VecDeque::new(),
@@ -200,6 +203,10 @@ impl HostWorker {
                 return Some(News::ForkFailed(errno));
             }
             Ok(Notice::Exited { status, peak_memory }) => Exit::Reaped { status: status.0, peak_memory },
+            Ok(Notice::OverMemory { used }) => {
+                self.over_memory = Some(used);
+                return self.news();
+            }
             Ok(Notice::Killed) => Exit::Killed,
             Err(_) => return Some(self.lost()),
         };
@@ -326,6 +333,8 @@ pub struct Fleet {
     pub key: u64,
     /// Whether workers are fresh interpreters.
     pub exec: bool,
+    /// Most bytes of memory for a worker and all that it starts; zero for no limit.
+    pub max_memory: u64,
     /// Whether idle workers are kept after the job.
     pub keep: bool,
     /// What a new worker is set up with.
@@ -341,7 +350,7 @@ impl Fleet {
             return Ok(worker);
         }
         let server = self.roster.server(self.launch.as_ref())?;
-        let forked = server.fork_worker(self.exec)?;
+        let forked = server.fork_worker(self.exec, self.max_memory)?;
         let mut worker = HostWorker::new(server, forked, self.context);
         // The first request in an empty ring always has room, and nobody has retired yet.
         let _ = worker

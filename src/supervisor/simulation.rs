@@ -85,6 +85,8 @@ struct SimulatedWorker {
     dead: bool,
     exit_told: bool,
     unkillable: bool,
+    /// The forkserver kills it for its memory.
+    over_memory: bool,
     /// Its forkserver is stopped until it is nudged.
     unheard: bool,
     /// The same, and it was not even forked.
@@ -125,6 +127,7 @@ impl World {
             retries: if random.one_in(3) { u32::try_from(random.below(4)).unwrap() } else { 0 },
             retry_timed_out: random.one_in(2),
             retry_died: random.one_in(2),
+            retry_over_memory: random.one_in(2),
             budget: random.one_in(6).then(|| now + millis(1 + random.below(200))),
             calls_per_worker: match random.below(6) {
                 0 => Some(1),
@@ -217,7 +220,13 @@ impl World {
         if !self.calm && self.random.one_in(60) && !self.workers.is_empty() {
             let at = usize::try_from(self.random.below(self.workers.len() as u64)).unwrap();
             let worker = &mut self.workers[at].1;
-            match self.random.below(3) {
+            match self.random.below(4) {
+                3 => {
+                    worker.over_memory = true;
+                    worker.dies_at = Some(self.now + self.random.up_to(LATE));
+                    // One that needs too much to start will do so again.
+                    self.hopeless = true;
+                }
                 // Without a deadline nothing would ever end it.
                 0 if self.policy.timeout.is_some() => worker.stopped = true,
                 1 => worker.dies_at = Some(self.now + self.random.up_to(LATE)),
@@ -358,7 +367,8 @@ impl World {
                 let (id, worker) = &mut self.workers[at];
                 worker.exit_told = true;
                 let started = worker.running.is_some();
-                self.events.push_back(Event::Exited { worker: *id, started });
+                let over_memory = worker.over_memory;
+                self.events.push_back(Event::Exited { worker: *id, started, over_memory });
             }
             self.settle();
         }
@@ -548,7 +558,7 @@ impl World {
                 let in_time = in_time.unwrap_or_else(|| panic!("{task:?} has a result that nobody gave")).0;
                 assert!(in_time, "{task:?} was answered too late, and is said to have ended in time");
             }
-            Ending::Died => {
+            Ending::Died | Ending::OverMemory => {
                 assert!(in_time.is_none(), "{task:?} was answered, and is said to have died");
             }
             Ending::TimedOut => {

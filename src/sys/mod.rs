@@ -9,9 +9,10 @@ mod process;
 mod signal;
 mod socket;
 mod tree;
+mod usage;
 mod wait;
 
-pub use clock::now;
+pub use clock::{cpu_time, now};
 pub use memory::{Blob, Segment};
 pub use process::{
     ExitStatus, Process, Reaped, become_leader, become_subreaper, die_with_parent, exit_now, handle,
@@ -23,4 +24,5 @@ pub use signal::{
 };
 pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
 pub use tree::{children, descendants, kill_tree};
+pub use usage::{ease_memory_limit, image, limit_memory, proportional_memory, resident_memory};
 pub use wait::{Interest, Waiter, Woken, wait_readable};

@@ -53,7 +53,13 @@ pub fn spawn_interpreter(
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::process::CommandExt;
     let os = |bytes: &'_ [u8]| std::ffi::OsStr::from_bytes(bytes).to_owned();
-    Command::new(program)
+    let mut command = Command::new(program);
+    if std::env::current_dir().is_err() {
+        // An interpreter should not start in a directory that is gone: CPython 3.13.0 cannot import
+        // extension modules there.
+        command.current_dir("/");
+    }
+    command
         .args(arguments)
         .env_clear()
         .envs(environment.iter().map(|(name, value)| (os(name), os(value))))
