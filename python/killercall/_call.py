@@ -43,7 +43,8 @@ class KillerFunction(Generic[P, R]):
         if is_inline():
             here: R = run_inline(self.__wrapped__, args, kwargs, options)
             return here
-        with HostJob(self.__wrapped__, options, workers=1, calls=[(args, kwargs)]) as job:
+        job = HostJob(self.__wrapped__, options, workers=1, calls=[(args, kwargs)])
+        with job.scope:
             job.submit(0, (args, kwargs))
             (outcome,) = job.wait()
             if outcome.ending == "returned":
@@ -137,8 +138,8 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
             worker), `grace` (seconds between SIGTERM and SIGKILL, default 0), `serializer`
             ("cloudpickle", "dill", "pickle", or an object with dumps and loads), `initializer`,
             `initargs`, `preload` (module names), `env`, `cwd`, `max_memory` (bytes, or a text
-            such as "2GiB", for the worker and all that it starts), `retries` (default 0), `retry_on`
-            (exception classes), `on_timeout` ("raise", "default", "return"), `default`.
+            such as "2GiB", for the worker and all that it starts), `retries` (default 0),
+            `retry_on` (exception classes), `on_timeout` ("raise", "default", "return"), `default`.
 
     Returns:
         The decorated function, with its name, signature and docstring. `.options(...)` returns a

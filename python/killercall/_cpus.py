@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from killercall._cgroups import enclosing_groups
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def available_cpus() -> int:
@@ -27,25 +30,10 @@ def default_workers() -> int:
 
 def _quota() -> float | None:
     """The tightest CPU quota of the cgroups that enclose this process, in CPUs."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    quotas = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, read = _CGROUPS, _quota_v2
-        elif "cpu" in controllers.split(","):
-            root, read = _CGROUPS / "cpu", _quota_v1
-        else:
-            continue
-        group = root / path.lstrip("/")
-        while True:
-            quotas.append(read(group))
-            if group in {root, group.parent}:
-                break
-            group = group.parent
+    quotas = [
+        _quota_v2(group) if unified else _quota_v1(group)
+        for group, unified in enclosing_groups("cpu")
+    ]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 

@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from killercall import _context, _core, _forkserver, _payload, _stack, _worker
 from killercall._exceptions import (
@@ -99,6 +99,11 @@ def shutdown() -> None:
 atexit.register(shutdown)
 
 
+def idle_workers() -> int:
+    """How many workers wait for a call."""
+    return _shared.roster.idle()
+
+
 def preload(*modules: str) -> None:
     """
     Imports modules once in the forkserver, so that each new worker has them at once.
@@ -166,7 +171,9 @@ class HostJob:
     """
     A job as Python sees it: calls go in by number, outcomes come out.
 
-    A context manager; leaving it ends the job and all of it that still runs.
+    Attributes:
+        scope: a context manager; leaving it ends the job and all of it that still runs. It is the
+            native job itself, so that no signal can come between the end of the block and that.
     """
 
     def __init__(
@@ -204,7 +211,7 @@ class HostJob:
         else:
             roster, start = _shared.roster, _shared.launch(keywords["context"])
         self._start = start
-        self._job = _core.Job(roster, start, **keywords)
+        self.scope = self._job = _core.Job(roster, start, **keywords)
 
     def _payload(self, function: Any) -> dict[str, Any]:
         """The function, the setup and the surroundings, as bytes."""
@@ -253,12 +260,6 @@ class HostJob:
             "function_bytes": function_bytes,
         }
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._job.close()
-
     def submit(self, task: int, call: Call) -> None:
         """Adds a call; raises `SerializationError` if it cannot be pickled."""
         arguments = str(task).encode() if self._forks else self._dump_call(call)
@@ -300,16 +301,12 @@ class HostJob:
         On Ctrl+C, and whatever else a signal handler raises, ends the rest, with its grace period
         unless there is a second one, and raises that.
         """
-        try:
-            return self._job.wait()
-        except BaseException:
-            self._job.cancel_all(True)
-            while self._job.unfinished():
-                try:
-                    self._job.wait()
-                except BaseException:
-                    self._job.cancel_all(False)
-            raise
+        return self._job.wait()
+
+    def shortage(self) -> tuple[int, str] | None:
+        """How many workers the system allowed and why, if those were fewer than asked for."""
+        workers, found = self._job.reduced_to(), self._job.start_error()
+        return None if workers is None or found is None else (workers, found[0])
 
     def value(self, outcome: _core.Outcome) -> Any:
         """The value of a call that returned."""

@@ -8,6 +8,7 @@ from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import KillerError, SerializationError
 from killercall._host import HostJob, check_depth, is_inline
+from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
 
@@ -87,7 +88,12 @@ def killer_pmap(
     if is_inline():
         return _Inline(func, items, checked).run()
     check_depth()
-    return _Map(func, items, min(workers, len(items)), checked).run()
+    workers = min(workers, len(items))
+    found = room_for_workers(workers)
+    if found is not None:
+        warn_of_shortage(workers, *found)
+        workers = found[0]
+    return _Map(func, items, workers, checked).run()
 
 
 def _read(iterable: Any) -> list[Any]:
@@ -129,6 +135,7 @@ class _Map(_Results):
 
     def __init__(self, func: Any, items: list[Any], workers: int, options: Options) -> None:
         super().__init__(items, options)
+        self._workers = workers
         self._job = HostJob(
             func,
             options,
@@ -140,12 +147,15 @@ class _Map(_Results):
         self._unfinished = len(items)
 
     def run(self) -> list[Any]:
-        with self._job:
+        with self._job.scope:
             self._feed()
             while self._unfinished:
                 for outcome in self._job.wait():
                     self._take(outcome)
                 self._feed()
+        shortage = self._job.shortage()
+        if shortage is not None:
+            warn_of_shortage(self._workers, *shortage)
         return self.values
 
     def _feed(self) -> None:

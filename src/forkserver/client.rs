@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN};
+use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN, Notice};
 use crate::error::Error;
 use crate::sys::{self, Process};
 use crate::transport::HostChannel;
@@ -146,6 +146,17 @@ impl Forkserver {
             // else reaped it (`os.wait` in another thread) is fine.
             let _ = child.wait();
             *launcher = Launcher::None;
+        }
+    }
+
+    /// The system's error number for which it could not start, if it said so before it ended.
+    pub fn failure(&self) -> Option<i32> {
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = [0; NOTICE_LEN];
+        let received = sys::receive(control.as_fd(), &mut bytes).ok()??;
+        match Notice::decode(&bytes) {
+            Ok(Notice::ForkFailed { errno }) if received.bytes == NOTICE_LEN => Some(errno),
+            _ => None,
         }
     }
 

@@ -52,9 +52,45 @@ pub enum Booted {
 ///
 /// With `detach`, this process leaves at once and its child goes on, so that a host's `os.wait()`
 /// never sees a child of ours.
+///
+/// A failure to get there is told to the host through the control socket, so that it can name the
+/// limit that was hit.
 pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
-    sys::become_leader()?;
     let mut commands = Commands { control, partial: Vec::new(), fds: Vec::new() };
+    match found_family(&mut commands, detach, interpreter) {
+        Ok(Role::Guard { life, server, lives }) => {
+            drop(commands);
+            let _held = lives;
+            guard::stand(&life, &server);
+        }
+        Ok(Role::Server { guard, lives, signal }) => {
+            let pid = sys::pid();
+            let server = Server { pid, commands, guard, _lives: lives, signal, children: Vec::new() };
+            server.serve(interpreter)
+        }
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(0);
+            // If the host is gone, nobody wants to know.
+            let _ = sys::send_message(commands.control.as_fd(), &Notice::ForkFailed { errno }.encode(), &[]);
+            Ok(Booted::Ended)
+        }
+    }
+}
+
+/// What a process has become. Each holds a pipe that ends with the other, and one that tells the
+/// other of its own end.
+enum Role {
+    Guard { life: Vec<OwnedFd>, server: OwnedFd, lives: OwnedFd },
+    Server { guard: OwnedFd, lives: OwnedFd, signal: ChildSignal },
+}
+
+/// Forks the guard and the forkserver; returns in both.
+fn found_family(
+    commands: &mut Commands,
+    detach: bool,
+    interpreter: &mut dyn Interpreter,
+) -> io::Result<Role> {
+    sys::become_leader()?;
     let life = match commands.wait_first()? {
         (Command::Attach, fds) if !fds.is_empty() => fds,
         (other, _) => return Err(io::Error::other(format!("first command was {other:?}"))),
@@ -66,28 +102,17 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
     let (server_life, server_lives) = sys::pipe()?;
     let (guard_life, guard_lives) = sys::pipe()?;
     if let Some(server) = interpreter.fork()? {
-        drop((commands, server_lives, guard_life));
-        let _held = guard_lives;
         let pids = Introduction { guard: sys::pid(), server };
         let handles: Vec<OwnedFd> = [pids.guard, pids.server].into_iter().filter_map(sys::handle).collect();
         let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
         // A host that is gone already is found out in a moment.
         let _ = sys::send_message(life[0].as_fd(), &pids.encode(), &fds);
-        drop(handles);
-        guard::stand(&life, &server_life);
+        return Ok(Role::Guard { life, server: server_life, lives: guard_lives });
     }
     // The life socket must have no holder but the guard: its end means that nothing is left.
     drop((life, server_life, guard_lives));
     sys::become_subreaper()?;
-    let server = Server {
-        pid: sys::pid(),
-        commands,
-        guard: guard_life,
-        _lives: server_lives,
-        signal: ChildSignal::install()?,
-        children: Vec::new(),
-    };
-    server.serve(interpreter)
+    Ok(Role::Server { guard: guard_life, lives: server_lives, signal: ChildSignal::install()? })
 }
 
 /// The control socket, message by message.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple};
 
 use crate::supervisor::{self, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait};
 use crate::sys;
@@ -38,6 +38,11 @@ impl Roster {
     /// Whether the forkserver runs.
     fn has_server(&self) -> bool {
         self.0.has_server()
+    }
+
+    /// How many workers wait for a job.
+    fn idle(&self) -> usize {
+        self.0.idle()
     }
 
     /// Asks the forkserver to import modules before it forks further workers.
@@ -199,33 +204,47 @@ impl Job {
         Ok(())
     }
 
-    /// Waits until something has ended, and returns it. Python's signal handlers run meanwhile;
-    /// what they raise is raised here.
+    /// What enters is the job; what leaves ends it. Native, so that no signal handler can raise
+    /// between the end of the block and the end of the job.
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close(py)
+    }
+
+    /// Waits until something has ended, and returns it. Python's signal handlers run meanwhile. When
+    /// one raises, what is unfinished ends, with its grace period unless there is a second one; then
+    /// the first is raised here.
     fn wait(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
         while py.detach(|| driver.wait(SLICE))? != Wait::Done {
-            py.check_signals()?;
+            if let Err(interrupt) = py.check_signals() {
+                py.detach(|| driver.cancel_all(true));
+                while driver.unfinished() > 0 {
+                    py.detach(|| driver.wait(SLICE))?;
+                    driver.take_done();
+                    if py.check_signals().is_err() {
+                        py.detach(|| driver.cancel_all(false));
+                    }
+                }
+                return Err(interrupt);
+            }
         }
         driver.take_done().into_iter().map(|outcome| to_python(py, outcome)).collect()
     }
 
-    /// Tasks that have not ended.
-    fn unfinished(&self) -> PyResult<usize> {
-        Ok(self.driver()?.unfinished())
+    /// How many workers the system allows, if those are fewer than were asked for.
+    fn reduced_to(&self) -> PyResult<Option<usize>> {
+        Ok(self.driver()?.reduced_to())
     }
 
     /// Tasks that wait for a worker.
     fn queued(&self) -> PyResult<usize> {
         Ok(self.driver()?.queued())
-    }
-
-    /// Ends all that is not finished, with its grace period if `gently`.
-    fn cancel_all(&self, py: Python<'_>, gently: bool) -> PyResult<()> {
-        let mut guard = self.driver()?;
-        let driver: &mut Driver = &mut guard;
-        py.detach(|| driver.cancel_all(gently));
-        Ok(())
     }
 
     /// Ends the job: kills what still runs, waits until it is dead, and keeps idle workers.

@@ -150,6 +150,11 @@ impl Driver {
         self.job.queued()
     }
 
+    /// How many workers the system allows, if those are fewer than were asked for.
+    pub fn reduced_to(&self) -> Option<usize> {
+        self.job.reduced_to()
+    }
+
     /// Why no worker could be had, the last time that this happened.
     pub fn start_error(&self) -> Option<&StartError> {
         self.start_error.as_ref()

@@ -98,6 +98,11 @@ impl Job {
         self.queue.len()
     }
 
+    /// How many workers can be had, if those are fewer than were asked for.
+    pub fn reduced_to(&self) -> Option<usize> {
+        Some(self.available).filter(|&available| available < self.policy.workers)
+    }
+
     /// Workers that are being killed because of their task.
     pub fn is_killing(&self) -> bool {
         self.workers.iter().any(|(_, worker)| {
@@ -172,11 +177,14 @@ impl Job {
     fn start_failed(&mut self, id: WorkerId, hopeless: bool, actions: &mut Vec<Action>) {
         self.workers.retain(|(other, _)| *other != id);
         self.start_failures += 1;
+        if !hopeless && self.start_failures < START_ATTEMPTS {
+            return;
+        }
         let live = self.workers.iter().filter(|(_, worker)| worker.is_live()).count();
         if live > 0 {
             // Fewer will do.
             self.available = live;
-        } else if hopeless || self.start_failures >= START_ATTEMPTS {
+        } else {
             for task in std::mem::take(&mut self.queue) {
                 self.complete(task, Ending::NotStarted, Some(id), Duration::ZERO, actions);
             }

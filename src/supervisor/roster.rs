@@ -216,6 +216,13 @@ impl HostWorker {
 
     /// The forkserver ended without a word about this worker. Waits until the guard has swept.
     fn lost(&mut self) -> News {
+        if self.pid.is_none()
+            && let Some(errno) = self.server.failure()
+        {
+            self.server.shutdown();
+            self.exit = Some(Exit::Lost);
+            return News::ForkFailed(errno);
+        }
         if !self.server.is_lost() {
             log::warn!("the forkserver has ended; a new one is started at need");
         }
@@ -310,6 +317,11 @@ impl Roster {
             });
         }
         idle.entry(key).or_default().push(worker);
+    }
+
+    /// How many workers wait.
+    pub fn idle(&self) -> usize {
+        lock(&self.idle).values().map(Vec::len).sum()
     }
 
     /// Ends the forkserver and all workers, and waits until nothing is left of them.
