@@ -409,7 +409,8 @@ impl Driver {
     }
 
     fn hand(&mut self, id: WorkerId, task: TaskId) -> Option<Event> {
-        let crew = self.crew.iter_mut().find(|crew| crew.id == id)?;
+        let at = self.crew.iter().position(|crew| crew.id == id)?;
+        let crew = &mut self.crew[at];
         let arguments = self.arguments.get(&task)?;
         let parcel = Parcel {
             function: self.payload.function,
@@ -421,7 +422,12 @@ impl Driver {
         match crew.worker.hand(task, &parcel) {
             Ok(Handed::Yes) => None,
             Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, task, retired: false }),
-            Ok(Handed::Retired) => Some(Event::Refused { worker: id, task, retired: true }),
+            Ok(Handed::Retired) => {
+                // What it answered before that comes first: a host that was stopped for a minute may
+                // not have read it yet.
+                self.read_replies(at);
+                Some(Event::Refused { worker: id, task, retired: true })
+            }
             Err(error) => {
                 // Out of descriptors or memory, or the worker's socket is gone: this worker takes
                 // nothing; its notice pipe tells if it has ended.

@@ -520,6 +520,7 @@ impl World {
         if worker.retired {
             worker.dead = true;
             worker.exit_told = true;
+            self.read_answers(at);
             self.events.push_back(Event::Refused { worker: id, task, retired: true });
         } else if outstanding >= RING {
             self.events.push_back(Event::Refused { worker: id, task, retired: false });
