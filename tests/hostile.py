@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -319,6 +322,61 @@ def kill_sibling(role: str, path: str) -> str:
     with open(path, encoding="utf-8") as file:
         os.kill(int(file.readline().split()[1]), signal.SIGKILL)
     return role
+
+
+def _channel() -> tuple[mmap.mmap, socket.socket]:
+    """The memory that a worker shares with its host, and the socket beside it."""
+    sockets = []
+    memory = None
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:"):
+                sockets.append(int(name))
+            elif target.startswith("/memfd:killercall ") and os.fstat(int(name)).st_size:
+                memory = mmap.mmap(int(name), 0)
+    assert memory is not None
+    # Both were moved out of the way of what a function may expect at low numbers.
+    return memory, socket.socket(fileno=os.dup(max(sockets)))
+
+
+def answer_with(kind: int, task: int) -> None:
+    """Answers as a worker does (see `src/transport`), but with this kind, to that task."""
+    written_at, responses, ring, length = 136, 4096 + 65536, 65536, 32
+    memory, bell = _channel()
+    (written,) = struct.unpack_from("<Q", memory, written_at)
+    header = struct.pack("<IIQQQ", kind, 0, task, time.monotonic_ns(), 0)
+    at = responses + written % ring
+    memory[at : at + length] = header
+    struct.pack_into("<Q", memory, written_at, written + length)
+    bell.send(b"d")
+
+
+def write_nonsense(what: str, path: str) -> None:
+    """Writes to its host what no worker should, once a call, then hangs."""
+    note(path)
+    if what == "ready":
+        answer_with(0x4B00, 2**64 - 1)
+    elif what == "setup failed":
+        answer_with(0x4B01, 2**64 - 1)
+    elif what == "another task":
+        answer_with(0x4B02, 12345)
+    elif what == "descriptors":
+        socket.send_fds(_channel()[1], [b"f"], [0] * 20)
+    else:
+        memory, bell = _channel()
+        memory[128 : 128 + 64] = b"\xff" * 64
+        bell.send(b"d")
+    time.sleep(FOREVER)
+
+
+def flood_socket(path: str) -> NoReturn:
+    """Rings its host without end."""
+    note_worker(path)
+    bell = _channel()[1]
+    bell.setblocking(True)
+    while True:
+        bell.send(b"d" * 100_000)
 
 
 def flood_stderr(size: int) -> int:

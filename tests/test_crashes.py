@@ -327,3 +327,39 @@ def test_crashes_at_the_same_time() -> None:
         for value in results
     ]
     assert expected == actual
+
+
+NONSENSE = ["ready", "setup failed", "another task", "descriptors", "positions"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="finds its channel there")
+@pytest.mark.parametrize("what", NONSENSE)
+def test_nonsense_of_a_worker_costs_one_item(what: str, tmp_path: Path) -> None:
+    """It is killed with a clear error; the item is not started again, and its neighbours go on."""
+    record = tmp_path / "pids"
+
+    def item(number: int) -> int:
+        if number == 1:
+            hostile.write_nonsense(what, str(record))
+        return number
+
+    values = killer_pmap(item, range(8), cpus=2, timeout=20, on_error="return")
+
+    error = values.pop(1)
+    assert [0, 2, 3, 4, 5, 6, 7] == values
+    assert isinstance(error, killercall.WorkerDied)
+    assert "wrote nonsense and was killed: " in str(error)
+    assert [error.pid] == recorded(record)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="finds its channel there")
+def test_flood_of_doorbells_delays_nothing(tmp_path: Path) -> None:
+    """A host that is rung without end keeps deadlines, those of others too."""
+
+    def item(number: int) -> int:
+        if number == 0:
+            hostile.flood_socket(str(tmp_path / "pids"))
+        return number
+
+    with took(0.5, PATIENCE):
+        assert [None, 1, 2, 3] == killer_pmap(item, range(4), cpus=2, timeout=0.5)

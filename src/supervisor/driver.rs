@@ -235,9 +235,14 @@ impl Driver {
             let slice = end.since(sys::now()).max(Duration::from_millis(1));
             woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
         }
-        for crew in &mut self.crew {
+        for at in 0..self.crew.len() {
             // A socket at its end is no news: the notice pipe says what happened.
-            crew.worker.channel.wake().map_err(Error::system("read a worker's socket"))?;
+            if let Err(error) = self.crew[at].worker.channel.wake()
+                && self.crew[at].corrupt.is_none()
+            {
+                let event = self.corrupted(at, format!("socket: {error}"));
+                self.events.push_back(event);
+            }
         }
         Ok(woken)
     }
@@ -275,9 +280,10 @@ impl Driver {
                     // for which its setup failed is not taken for a mere end.
                     self.read_replies(at);
                     self.settle();
-                    let HostWorker { channel, over_memory, .. } = &self.crew[at].worker;
-                    let started = channel.outstanding() > 0 && !channel.is_unclaimed();
-                    let over_memory = *over_memory;
+                    let crew = &self.crew[at];
+                    let over_memory = crew.worker.over_memory;
+                    // An answer that was refused is gone from what is in hand, and its task was started.
+                    let started = crew.corrupt.is_some() || crew.worker.has_started();
                     self.note_failed_start(id, exit, over_memory);
                     let over_memory = over_memory.is_some();
                     self.events.push_back(Event::Exited { worker: id, started, over_memory });
@@ -321,6 +327,9 @@ impl Driver {
         let Crew { id: worker, worker: hand, .. } = &mut self.crew[at];
         let worker = *worker;
         let verdict = match reply.kind {
+            ReplyKind::Ready | ReplyKind::SetupFailed if hand.ready => {
+                return self.corrupted(at, format!("{:?} after it was set up", reply.kind));
+            }
             ReplyKind::Ready => {
                 hand.ready = true;
                 // Its forkserver says the same, but may be slower.

@@ -145,6 +145,11 @@ impl HostWorker {
         count
     }
 
+    /// Whether it has started the oldest of its tasks. Whose account makes no sense has.
+    pub fn has_started(&self) -> bool {
+        !self.in_hand.is_empty() && self.channel.unclaimed() != self.in_hand.len()
+    }
+
     /// Its oldest task is answered.
     pub fn answered(&mut self) -> Option<TaskId> {
         self.served = self.served.saturating_add(1);

@@ -1,13 +1,14 @@
 //! Unix sockets and pipes: small messages, doorbells, end of file, and descriptors in passing.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 /// Most descriptors that travel with one message.
 const MAX_FDS: usize = 4;
+/// The same in bytes.
+const FDS_LEN: u32 = 16;
 
 #[cfg(target_os = "linux")]
 const SEND_FLAGS: MsgFlags = MsgFlags::MSG_NOSIGNAL.union(MsgFlags::MSG_DONTWAIT);
@@ -63,28 +64,58 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]
 }
 
 /// Receives what there is, without waiting: `None` if there is nothing yet.
+///
+/// More descriptors than may travel together, or than this process may still open, are an error;
+/// those that did arrive are closed.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Option<Received>> {
-    let mut space = cmsg_space!([RawFd; MAX_FDS]);
-    let received = retry(|| {
-        let mut slices = [IoSliceMut::new(into)];
-        let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), RECEIVE_FLAGS)?;
-        let mut fds = Vec::new();
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = part {
-                // SAFETY: the kernel has just made these descriptors for us; nobody else has them.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        Ok(Received { bytes: message.bytes, fds })
-    });
-    match received {
-        Ok(received) => Ok(Some(received)),
+    match retry(|| receive_message(socket, into)) {
+        Ok((_, true)) => Err(io::Error::other("descriptors were lost on the way")),
+        Ok((received, false)) => Ok(Some(received)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
             Ok(Some(Received { bytes: 0, fds: Vec::new() }))
         }
         Err(error) => Err(error),
     }
+}
+
+/// One `recvmsg`, and whether descriptors were cut off.
+///
+/// nix hides the descriptors that arrived if others were cut off, and so they stay open for good:
+/// a worker could use up those of its host.
+fn receive_message(socket: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(Received, bool)> {
+    // Words, because the kernel writes headers of words into it.
+    let mut control = [0u64; 8];
+    let mut slice = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: plain numbers and pointers, for all of which zeroes are a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: the function only computes. MAX_FDS descriptors fit into eight words.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(FDS_LEN) } as _;
+    debug_assert!(message.msg_controllen as usize <= size_of_val(&control));
+    // SAFETY: all that `message` points to is ours, alive and as long as it says.
+    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, RECEIVE_FLAGS.bits()) };
+    let bytes = usize::try_from(nix::Error::result(bytes)?).expect("not negative");
+    let mut fds = Vec::new();
+    // SAFETY: the kernel filled `control` with whole headers, each as long as it says; at most
+    // MAX_FDS descriptors lie behind one, and they were made for us: nobody else has them.
+    unsafe {
+        let mut part = libc::CMSG_FIRSTHDR(&raw const message);
+        while !part.is_null() {
+            if (*part).cmsg_level == libc::SOL_SOCKET && (*part).cmsg_type == libc::SCM_RIGHTS {
+                let len = ((*part).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let count = (len / size_of::<RawFd>()).min(MAX_FDS);
+                let data = libc::CMSG_DATA(part).cast::<[u8; size_of::<RawFd>()]>();
+                for at in 0..count {
+                    fds.push(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(data.add(at).read())));
+                }
+            }
+            part = libc::CMSG_NXTHDR(&raw const message, part);
+        }
+    }
+    Ok((Received { bytes, fds }, message.msg_flags & libc::MSG_CTRUNC != 0))
 }
 
 /// Writes all of `bytes` to a pipe; a pipe that is full is an error.
@@ -133,6 +164,20 @@ mod tests {
         assert_eq!((1, 1), (received.bytes, received.fds.len()));
         send_all(received.fds[0].as_fd(), b"through").unwrap();
         assert_eq!(7, nix::unistd::read(&reader, &mut bytes).unwrap());
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_closed() {
+        let (a, b) = socket_pair().unwrap();
+        let (reader, writer) = pipe().unwrap();
+        send_message(a.as_fd(), b"f", &[writer.as_fd(); MAX_FDS]).unwrap();
+        send_message(a.as_fd(), b"f", &[writer.as_fd(); MAX_FDS + 8]).unwrap();
+        drop(writer);
+        let mut bytes = [0; 8];
+        assert_eq!(MAX_FDS, receive(b.as_fd(), &mut bytes).unwrap().unwrap().fds.len());
+        assert!(receive(b.as_fd(), &mut bytes).is_err());
+        // End of file: no copy of the writer is open anywhere.
+        assert_eq!(Some(0), read_pipe(reader.as_fd(), &mut bytes).unwrap());
     }
 
     #[test]

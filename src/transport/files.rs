@@ -13,10 +13,17 @@ use crate::sys;
 /// Most files under way at once; the socket's buffer holds several times as many.
 pub const FILES_MAX: usize = 32;
 
+/// Most files that wait to be used. Those that were taken back wait with the others.
+const WAITING_MAX: usize = 8 * FILES_MAX;
+
+/// Most messages that are read in one go. A sound peer rings once a sleep and sends few files; one
+/// that floods the socket must not keep us from looking at the clock.
+const DRAIN_MAX: usize = 16 * FILES_MAX;
+
 /// What the socket brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketState {
-    /// It has been emptied and is open.
+    /// It is open, and has been emptied unless the peer floods it.
     Open,
     /// The peer is gone.
     Ended,
@@ -33,10 +40,13 @@ impl FilesIn {
     /// Empties the socket of doorbells, and of files.
     pub fn drain(&mut self, socket: BorrowedFd<'_>) -> io::Result<SocketState> {
         let mut bells = [0; 64];
-        while let Some(received) = sys::receive(socket, &mut bells)? {
+        for _ in 0..DRAIN_MAX {
+            let Some(received) = sys::receive(socket, &mut bells)? else { break };
             for fd in received.fds {
                 self.received = next(self.received);
-                self.waiting.push_back((self.received, fd));
+                if self.waiting.len() < WAITING_MAX {
+                    self.waiting.push_back((self.received, fd));
+                }
             }
             if received.bytes == 0 {
                 return Ok(SocketState::Ended);
@@ -77,4 +87,32 @@ impl FilesOut {
 /// Zero means "no file", so counting leaves it out.
 fn next(number: u32) -> u32 {
     number.checked_add(1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_floods_the_socket_does_not_hold_the_reader() {
+        let (ours, theirs) = sys::socket_pair().unwrap();
+        while sys::send_message(theirs.as_fd(), &[b'd'; 1000], &[]).is_ok() {}
+        let mut files = FilesIn::default();
+        assert_eq!(SocketState::Open, files.drain(ours.as_fd()).unwrap());
+        assert!(sys::receive(ours.as_fd(), &mut [0; 64]).unwrap().is_some(), "all was read in one go");
+    }
+
+    #[test]
+    fn files_that_nobody_asked_for_are_closed() {
+        let (ours, theirs) = sys::socket_pair().unwrap();
+        let mut files = FilesIn::default();
+        let mut sent = FilesOut::default();
+        for number in 1..=u32::try_from(2 * WAITING_MAX).unwrap() {
+            assert_eq!(number, sent.send(theirs.as_fd(), &[b"x"]).unwrap());
+            assert_eq!(SocketState::Open, files.drain(ours.as_fd()).unwrap());
+        }
+        assert_eq!(WAITING_MAX, files.waiting.len());
+        assert!(files.take(3, ours.as_fd()).is_ok());
+        assert!(files.take(2, ours.as_fd()).is_err(), "it was skipped");
+    }
 }

@@ -130,9 +130,9 @@ impl HostChannel {
         self.outstanding.len()
     }
 
-    /// Whether the worker has not started the oldest of them.
-    pub fn is_unclaimed(&self) -> bool {
-        claim::load(self.segment.u64(CLAIM)).unclaimed() as usize >= self.outstanding.len()
+    /// How many the worker has not started, by its own account.
+    pub fn unclaimed(&self) -> usize {
+        claim::load(self.segment.u64(CLAIM)).unclaimed() as usize
     }
 
     /// The next response, if there is one.
@@ -153,6 +153,8 @@ impl HostChannel {
                 ResponseHeader::parse(&header, available.min(room as u64))?
             };
             match parsed {
+                // Any record fits at the start; and a worker that always skips would keep us here.
+                Parsed::Skip if at == 0 => return Err(Corrupt("response ring skips all of itself".into())),
                 Parsed::Skip if room as u64 <= available => self.consume(room as u64)?,
                 Parsed::Skip => return Err(Corrupt("response ring skips past its end".into())),
                 Parsed::Record(header) => return self.receive_record(&header, at).map(Some),
@@ -165,6 +167,7 @@ impl HostChannel {
         let len = usize::try_from(header.len).map_err(|_| Corrupt("response too long".into()))?;
         let body = if header.file == 0 {
             let mut bytes = vec![0; len];
+            debug_assert!(at + RESPONSE_HEADER + len <= RING_LEN, "{len} bytes at {at} of the ring");
             self.segment.read(RESPONSES + at + RESPONSE_HEADER, &mut bytes);
             Body::Inline(bytes)
         } else {

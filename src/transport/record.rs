@@ -44,7 +44,7 @@ pub enum ReplyKind {
 }
 
 impl ReplyKind {
-    const ALL: [Self; 5] =
+    pub(super) const ALL: [Self; 5] =
         [Self::Ready, Self::SetupFailed, Self::Returned, Self::Raised, Self::RaisedRetryable];
 
     fn code(self) -> u32 {
@@ -150,7 +150,7 @@ fn half(bytes: &[u8], at: usize) -> u32 {
 }
 
 impl RequestHeader {
-    /// The length of the body.
+    /// The length of the body. What was parsed cannot overflow it.
     pub fn len(&self) -> u64 {
         self.sections.iter().sum()
     }
@@ -166,7 +166,8 @@ impl RequestHeader {
         bytes
     }
 
-    pub fn parse(bytes: &[u8; REQUEST_HEADER]) -> Result<Parsed<Self>, Corrupt> {
+    /// `room` is how many bytes lie between the record's start and the end of the ring.
+    pub fn parse(bytes: &[u8; REQUEST_HEADER], room: u64) -> Result<Parsed<Self>, Corrupt> {
         match half(bytes, 0) {
             SKIP => return Ok(Parsed::Skip),
             REQUEST => {}
@@ -175,8 +176,9 @@ impl RequestHeader {
         let sections = [word(bytes, 24), word(bytes, 32), word(bytes, 40)];
         let file = half(bytes, 4);
         let len = sections.iter().try_fold(0u64, |sum, &part| sum.checked_add(part));
-        if file == 0 && len.is_none_or(|len| len > INLINE_MAX as u64) {
-            return Err(Corrupt(format!("request of {sections:?} bytes in the ring")));
+        let fits = |len| len <= INLINE_MAX as u64 && REQUEST_HEADER as u64 + padded(len) <= room;
+        if len.is_none_or(|len| file == 0 && !fits(len)) {
+            return Err(Corrupt(format!("request of {sections:?} bytes where the ring has {room}")));
         }
         Ok(Parsed::Record(Self { task: word(bytes, 8), function: word(bytes, 16), sections, file }))
     }
@@ -203,7 +205,8 @@ impl ResponseHeader {
         let kind = ReplyKind::from_code(code)
             .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let (file, len) = (half(bytes, 4), word(bytes, 24));
-        if file == 0 && (len > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(len) > available) {
+        let inline = if file == 0 { len } else { 0 };
+        if inline > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(inline) > available {
             return Err(Corrupt(format!("response of {len} bytes where {available} were written")));
         }
         Ok(Parsed::Record(Self { kind, task: word(bytes, 8), finished_at: word(bytes, 16), len, file }))
@@ -242,7 +245,8 @@ mod tests {
             task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), file: u32,
         ) {
             let header = RequestHeader { task, function, sections, file };
-            prop_assert_eq!(Ok(Parsed::Record(header)), RequestHeader::parse(&header.encode()));
+            let parsed = RequestHeader::parse(&header.encode(), RING_LEN as u64);
+            prop_assert_eq!(Ok(Parsed::Record(header)), parsed);
         }
 
         #[test]
@@ -256,21 +260,47 @@ mod tests {
         }
 
         #[test]
-        fn no_response_reaches_past_what_was_written(bytes: [u8; RESPONSE_HEADER], kind in 0usize..5, available in 0u64..70_000) {
-            let mut bytes = bytes;
-            bytes[..4].copy_from_slice(&ReplyKind::ALL[kind].code().to_le_bytes());
-            if let Ok(Parsed::Record(header)) = ResponseHeader::parse(&bytes, available)
-                && header.file == 0
-            {
-                prop_assert!(header.len <= available);
-            }
+        fn no_response_reaches_past_what_was_written(
+            kind in 0usize..5,
+            file in 0u32..3,
+            len in prop_oneof![0u64..20_000, any::<u64>()],
+            available in 0u64..70_000,
+        ) {
+            let header = ResponseHeader { kind: ReplyKind::ALL[kind], task: 1, finished_at: 2, len, file };
+            let inline = if file == 0 { u128::from(len) } else { 0 };
+            let sound = inline <= INLINE_MAX as u128
+                && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into();
+            prop_assert_eq!(sound, ResponseHeader::parse(&header.encode(), available).is_ok());
         }
 
         #[test]
-        fn garbage_is_refused_or_bounded(bytes: [u8; REQUEST_HEADER]) {
-            if let Ok(Parsed::Record(header)) = RequestHeader::parse(&bytes) && header.file == 0 {
-                prop_assert!(header.len() <= INLINE_MAX as u64);
-            }
+        fn unknown_kinds_are_refused(bytes: [u8; REQUEST_HEADER], kind: u32) {
+            let known = ReplyKind::ALL.iter().any(|known| known.code() == kind);
+            prop_assume!(!known && kind != REQUEST && kind != SKIP);
+            let mut bytes = bytes;
+            bytes[..4].copy_from_slice(&kind.to_le_bytes());
+            prop_assert!(RequestHeader::parse(&bytes, RING_LEN as u64).is_err());
+            let response = bytes[..RESPONSE_HEADER].try_into().expect("it is shorter");
+            prop_assert!(ResponseHeader::parse(&response, RING_LEN as u64).is_err());
+        }
+
+        #[test]
+        fn no_request_reaches_past_the_ring(
+            sections in prop::array::uniform3(prop_oneof![0u64..20_000, any::<u64>()]),
+            file in 0u32..3,
+            room in 0u64..70_000,
+        ) {
+            let header = RequestHeader { task: 1, function: 2, sections, file };
+            let len = sections.iter().map(|&section| u128::from(section)).sum::<u128>();
+            let fits = len <= INLINE_MAX as u128 && REQUEST_HEADER as u128 + len.div_ceil(8) * 8 <= room.into();
+            let sound = if file == 0 { fits } else { u64::try_from(len).is_ok() };
+            prop_assert_eq!(sound, RequestHeader::parse(&header.encode(), room).is_ok());
+        }
+
+        #[test]
+        fn positions_are_sound_or_refused(read: u64, ahead in prop_oneof![0u64..70_000, any::<u64>()]) {
+            let sound = ahead <= RING_LEN as u64 && ahead % 8 == 0;
+            prop_assert_eq!(sound.then_some(ahead), check_positions(read, read.wrapping_add(ahead)).ok());
         }
     }
 }

@@ -68,7 +68,12 @@ impl WorkerChannel {
         // Leaked on purpose: the signal handler that marks a dump points into it, and it lives as
         // long as the process.
         let segment: &'static Segment = Box::leak(Box::new(Segment::map(file.as_fd(), SEGMENT_LEN)?));
-        Ok(Self {
+        Ok(Self::over(segment, file, socket))
+    }
+
+    /// A channel at its start.
+    pub(super) fn over(segment: &'static Segment, file: OwnedFd, socket: OwnedFd) -> Self {
+        Self {
             segment,
             file,
             socket,
@@ -78,7 +83,7 @@ impl WorkerChannel {
             files_out: FilesOut::default(),
             files_pending: VecDeque::new(),
             waiter: Waiter::default(),
-        })
+        }
     }
 
     /// Prepares for stack dumps and returns the descriptor that they are written to.
@@ -95,14 +100,19 @@ impl WorkerChannel {
             return Ok(None);
         }
         loop {
-            let parsed = if RING_LEN - self.read_at < REQUEST_HEADER {
+            let room = RING_LEN - self.read_at;
+            let parsed = if room < REQUEST_HEADER {
                 Parsed::Skip
             } else {
                 let mut header = [0; REQUEST_HEADER];
                 self.segment.read(REQUESTS + self.read_at, &mut header);
-                RequestHeader::parse(&header)?
+                RequestHeader::parse(&header, room as u64)?
             };
             match parsed {
+                // Any record fits at the start; and who went there again would go round for ever.
+                Parsed::Skip if self.read_at == 0 => {
+                    return Err(Corrupt("request ring skips all of itself".into()));
+                }
                 Parsed::Skip => self.read_at = 0,
                 Parsed::Record(header) => return self.receive_record(&header).map(Some),
             }
@@ -114,6 +124,7 @@ impl WorkerChannel {
         let start = self.read_at + REQUEST_HEADER;
         let body = if header.file == 0 {
             let mut bytes = vec![0; len];
+            debug_assert!(start + len <= RING_LEN, "{len} bytes at {start} of the ring");
             self.segment.read(REQUESTS + start, &mut bytes);
             self.read_at = start + len.next_multiple_of(8);
             Body::Inline(bytes)
@@ -201,7 +212,11 @@ impl WorkerChannel {
             let at = usize::try_from(self.written % RING_LEN as u64).expect("less than a ring");
             let tail = (RING_LEN - at) as u64;
             let skip = if size > tail { tail } else { 0 };
-            if self.unread() + skip + size <= RING_LEN as u64 {
+            let unread = self.unread();
+            if unread > RING_LEN as u64 {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "more was read than was written"));
+            }
+            if unread + skip + size <= RING_LEN as u64 {
                 if skip > 0 {
                     self.segment.write(RESPONSES + at, &skip_mark());
                     self.written = self.written.wrapping_add(skip);
