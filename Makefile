@@ -47,7 +47,14 @@ test-python: $(VENV)/.wheel
 test-wheel: $(VENV)/.wheel
 	$(BIN)/python tests/other_pythons.py dist/*.whl
 
-stress: $(VENV)/.wheel
+# A build that can be told to fail, beside the real one and in nobody's way.
+build/faults/.built: $(RUST_SOURCES) $(wildcard python/killercall/*) | $(VENV)/.tools
+	rm -rf build/faults
+	$(BIN)/maturin build --profile faults --features fault-injection --quiet --out build/faults/dist --interpreter $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --target build/faults build/faults/dist/*.whl
+	@touch $@
+
+stress: $(VENV)/.wheel build/faults/.built
 	KILLERCALL_STRESS_SECONDS=$(STRESS_SECONDS) $(BIN)/python -m pytest tests/stress -q
 
 bench: $(VENV)/.wheel
@@ -73,4 +80,4 @@ typecheck: $(VENV)/.wheel
 	$(BIN)/python -m mypy.stubtest killercall._core --ignore-missing-stub
 
 clean:
-	rm -rf $(VENV) dist target
+	rm -rf $(VENV) build dist target

@@ -36,6 +36,11 @@ mod _core {
         // Another logger in this process (there is only one per crate) would be a second module
         // init, as in a subinterpreter; the first one stays.
         let _ = pyo3_log::try_init();
+        #[cfg(feature = "fault-injection")]
+        {
+            super::sys::fault::arm();
+            module.add("FAULT_STEPS", super::sys::fault::Step::NAMES)?;
+        }
         module.add("SETUP", super::supervisor::SETUP)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

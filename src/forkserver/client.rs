@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN, Notice};
 use crate::error::Error;
+use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Process};
 use crate::transport::HostChannel;
 
@@ -60,6 +61,7 @@ impl Forkserver {
         environment: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<Self, Error> {
         let (server, theirs) = Self::prepare()?;
+        reach(Step::HostLaunches);
         let child = sys::spawn_interpreter(program, arguments, environment, theirs)
             .map_err(Error::forkserver("run the interpreter"))?;
         server.set_family(child.id().try_into().ok().map(|pid| Process::new(pid, sys::handle(pid))));
@@ -114,6 +116,7 @@ impl Forkserver {
             HostChannel::create().map_err(Error::system("make shared memory"))?;
         let (notice, theirs) = sys::pipe().map_err(Error::system("make a pipe"))?;
         let id = self.next_worker.fetch_add(1, Ordering::Relaxed);
+        reach(Step::HostAsks);
         self.command(
             Command::Fork { worker: id, exec, max_memory },
             &[segment.as_fd(), socket.as_fd(), theirs.as_fd()],
@@ -129,7 +132,10 @@ impl Forkserver {
 
     /// Kills a worker and all that descends from it.
     pub fn kill(&self, worker: u64) -> io::Result<()> {
-        self.command(Command::Kill { worker }, &[])
+        reach(Step::HostKills);
+        let sent = self.command(Command::Kill { worker }, &[]);
+        reach(Step::HostKilled);
+        sent
     }
 
     /// Asks the forkserver to import modules before it forks further workers.
@@ -217,7 +223,9 @@ impl Forkserver {
         self.set_lost();
         // The guard sees the end of file, though this process still holds the socket and reads
         // from it the end of the guard.
-        if sys::half_close(self.life.as_fd()).is_ok() && !self.wait_for_end(STOPPED_LIMIT) {
+        let closed = sys::half_close(self.life.as_fd());
+        reach(Step::HostHalfClosed);
+        if closed.is_ok() && !self.wait_for_end(STOPPED_LIMIT) {
             self.nudge();
             if !self.wait_for_end(END_LIMIT) {
                 log::error!("the forkserver's guard does not end");

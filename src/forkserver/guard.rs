@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use crate::sys::fault::{Step, reach};
 use crate::sys::{self, ChildSignal, Interest, KILL_SIGNAL, Waiter};
 
 /// How often a sweep looks again even if no child's end woke it.
@@ -20,6 +21,7 @@ pub fn stand(life: &[OwnedFd], server: &OwnedFd) -> ! {
             break;
         }
     }
+    reach(Step::GuardSweeps);
     sweep();
     sys::exit_now(0)
 }

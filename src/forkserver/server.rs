@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::control::{COMMAND_LEN, Command, Introduction, Notice};
 use super::guard;
 use super::memory::{self, MemoryWatch};
+use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Blob, ChildSignal, Interest, Reaped, Waiter};
 use crate::time::Moment;
 
@@ -58,9 +59,10 @@ pub enum Booted {
 pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
     let mut commands = Commands { control, partial: Vec::new(), fds: Vec::new() };
     match found_family(&mut commands, detach, interpreter) {
-        Ok(Role::Guard { life, server, lives }) => {
+        Ok(Role::Guard { life, server, lives, pid }) => {
             drop(commands);
             let _held = lives;
+            introduce(&life[0], pid);
             guard::stand(&life, &server);
         }
         Ok(Role::Server { guard, lives, signal }) => {
@@ -80,7 +82,7 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
 /// What a process has become. Each holds a pipe that ends with the other, and one that tells the
 /// other of its own end.
 enum Role {
-    Guard { life: Vec<OwnedFd>, server: OwnedFd, lives: OwnedFd },
+    Guard { life: Vec<OwnedFd>, server: OwnedFd, lives: OwnedFd, pid: i32 },
     Server { guard: OwnedFd, lives: OwnedFd, signal: ChildSignal },
 }
 
@@ -95,24 +97,34 @@ fn found_family(
         (Command::Attach, fds) if !fds.is_empty() => fds,
         (other, _) => return Err(io::Error::other(format!("first command was {other:?}"))),
     };
+    reach(Step::GuardUnborn);
     if detach && interpreter.fork()?.is_some() {
+        reach(Step::GuardBorn);
         sys::exit_now(0);
     }
+    reach(Step::GuardForked);
     sys::become_subreaper()?;
     let (server_life, server_lives) = sys::pipe()?;
     let (guard_life, guard_lives) = sys::pipe()?;
     if let Some(server) = interpreter.fork()? {
-        let pids = Introduction { guard: sys::pid(), server };
-        let handles: Vec<OwnedFd> = [pids.guard, pids.server].into_iter().filter_map(sys::handle).collect();
-        let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
-        // A host that is gone already is found out in a moment.
-        let _ = sys::send_message(life[0].as_fd(), &pids.encode(), &fds);
-        return Ok(Role::Guard { life, server: server_life, lives: guard_lives });
+        return Ok(Role::Guard { life, server: server_life, lives: guard_lives, pid: server });
     }
     // The life socket must have no holder but the guard: its end means that nothing is left.
     drop((life, server_life, guard_lives));
+    reach(Step::ServerUp);
     sys::become_subreaper()?;
     Ok(Role::Server { guard: guard_life, lives: server_lives, signal: ChildSignal::install()? })
+}
+
+/// The guard tells the host of itself and of its forkserver, which has that pid.
+fn introduce(life: &OwnedFd, server: i32) {
+    reach(Step::GuardUnknown);
+    let pids = Introduction { guard: sys::pid(), server };
+    let handles: Vec<OwnedFd> = [pids.guard, pids.server].into_iter().filter_map(sys::handle).collect();
+    let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
+    // A host that is gone already is found out in a moment.
+    let _ = sys::send_message(life.as_fd(), &pids.encode(), &fds);
+    reach(Step::GuardIntroduced);
 }
 
 /// The control socket, message by message.
@@ -193,6 +205,7 @@ impl Server {
             loop {
                 match self.commands.next() {
                     Ok(Some((command, fds))) => {
+                        reach(Step::ServerCommanded);
                         if let Some(ends) = self.perform(command, fds, interpreter)? {
                             // In the worker: dropping `self` closes all that is the forkserver's.
                             return Ok(Booted::Worker(ends));
@@ -223,6 +236,7 @@ impl Server {
     /// The host or the guard is gone: so must be all workers, then this process.
     fn end(self) -> Booted {
         drop(self);
+        reach(Step::ServerSweeps);
         // A guard that somebody has stopped must see that it is over.
         if sys::parent_pid() > 1 {
             let _ = sys::send(sys::parent_pid(), sys::CONTINUE_SIGNAL);
@@ -260,7 +274,9 @@ impl Server {
             Command::Kill { worker } => {
                 if let Some(child) = self.alive(worker) {
                     child.state = ChildState::Killed(sys::now());
+                    reach(Step::ServerKills);
                     sys::kill_tree(child.pid);
+                    reach(Step::ServerKilled);
                 }
             }
             Command::Preload { len } => {
@@ -286,16 +302,21 @@ impl Server {
         ends: WorkerEnds,
         interpreter: &mut dyn Interpreter,
     ) -> io::Result<Option<WorkerEnds>> {
+        reach(Step::ServerForks);
         match interpreter.fork() {
             Ok(Some(pid)) => {
+                reach(Step::ServerForked);
                 tell(&notice, Notice::Forked { pid });
+                reach(Step::ServerTold);
                 let watch = || MemoryWatch::new(ends.max_memory, sys::now());
                 let memory = (ends.max_memory > 0).then(watch);
                 self.children.push(Child { worker, pid, notice, state: ChildState::Alive, memory });
                 Ok(None)
             }
             Ok(None) => {
+                reach(Step::WorkerForked);
                 sys::become_leader()?;
+                reach(Step::WorkerLeads);
                 sys::become_subreaper()?;
                 if !sys::die_with_parent(self.pid)? {
                     sys::exit_now(1);
@@ -375,6 +396,7 @@ impl Server {
             }
             ChildState::Reaped(_, at) if strays && now.since(at) < TEAR_DOWN_LIMIT => true,
             ChildState::Reaped(Reaped { status, peak_memory, .. }, _) => {
+                reach(Step::ServerReaped);
                 tell(&child.notice, Notice::Exited { status, peak_memory });
                 false
             }

@@ -8,6 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::processes::take_fd;
+use crate::supervisor::SETUP;
+use crate::sys::fault::{Step, reach};
 use crate::transport::{ReplyKind, Request, Slept, WorkerChannel};
 
 /// The worker's end of the channel to its host.
@@ -50,6 +52,7 @@ impl Channel {
         loop {
             let request = inner.try_receive().map_err(|e| PyConnectionError::new_err(e.to_string()))?;
             if let Some(request) = request {
+                reach(if request.task == SETUP { Step::WorkerSetupClaimed } else { Step::WorkerClaimed });
                 return to_python(py, &request).map(Some);
             }
             match py.detach(|| inner.sleep(limit))? {
@@ -75,6 +78,7 @@ impl Channel {
             "raised retryable" => ReplyKind::RaisedRetryable,
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
+        reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
         let mut guard = self.inner()?;
         let inner: &mut WorkerChannel = &mut guard;
         Ok(py.detach(|| inner.send(kind, task, body))?)

@@ -8,6 +8,7 @@ use super::events::TaskId;
 use crate::error::Error;
 use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
 use crate::sys;
+use crate::sys::fault::{Step, reach};
 use crate::transport::{Handed, HostChannel};
 
 /// The task number under which a worker's setup travels.
@@ -369,6 +370,7 @@ impl Fleet {
         let server = self.roster.server(self.launch.as_ref())?;
         let forked = server.fork_worker(self.exec, self.max_memory)?;
         let mut worker = HostWorker::new(server, forked, self.context);
+        reach(Step::HostAsked);
         // The first request in an empty ring always has room, and nobody has retired yet.
         let _ = worker
             .channel

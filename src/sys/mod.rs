@@ -4,6 +4,7 @@
 //! use it. What exists only on Linux has a fallback beside it, so that macOS compiles.
 
 mod clock;
+pub mod fault;
 mod memory;
 mod process;
 mod signal;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::fault::{Step, reach};
 use super::memory::Segment;
 
 /// Asks politely; may be ignored.
@@ -117,6 +118,7 @@ extern "C" fn mark_dump(_signal: libc::c_int) {
     unsafe {
         let errno = errno_location();
         let saved = *errno;
+        reach(Step::WorkerDumps);
         if let Some(mark) = DUMP_MARK.load(Ordering::Relaxed).as_ref() {
             mark.store(1, Ordering::Release);
             libc::send(DUMP_BELL.load(Ordering::Relaxed), b"s".as_ptr().cast(), 1, libc::MSG_DONTWAIT);

@@ -15,6 +15,7 @@ use super::record::{
     Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, RequestHeader, ResponseHeader,
     check_positions, padded, skip_mark,
 };
+use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Blob, Segment};
 
 /// What became of a request.
@@ -78,9 +79,13 @@ impl HostChannel {
             return Ok(Handed::NoRoom);
         };
         let file = if in_file { self.files_out.send(self.socket.as_fd(), &sections)? } else { 0 };
+        if in_file {
+            reach(Step::HostFileSent);
+        }
         let header =
             RequestHeader { task, function, sections: sections.map(|section| section.len() as u64), file };
         self.segment.write(REQUESTS + start, &header.encode());
+        reach(Step::HostHeaderWritten);
         if !in_file {
             let mut at = REQUESTS + start + REQUEST_HEADER;
             for section in sections {
@@ -88,10 +93,12 @@ impl HostChannel {
                 at += section.len();
             }
         }
+        reach(Step::HostRequestWritten);
         if !claim::hand(self.segment.u64(CLAIM)) {
             return Ok(Handed::Retired);
         }
         self.outstanding.push_back(Outstanding { start, end: start + size, in_file });
+        reach(Step::HostHanded);
         self.wake_worker()?;
         Ok(Handed::Yes)
     }
@@ -174,6 +181,7 @@ impl HostChannel {
             let fd = self.files_in.take(header.file, self.socket.as_fd())?;
             Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("response: {error}")))?)
         };
+        reach(Step::HostAnswerSeen);
         self.consume(RESPONSE_HEADER as u64 + padded(inline))?;
         let answered = self.outstanding.pop_front();
         self.answered_end = answered

@@ -17,6 +17,7 @@ use super::record::{
     Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, padded,
     skip_mark,
 };
+use crate::sys::fault::{self, Step, reach};
 use crate::sys::{self, Blob, Interest, Segment, Waiter, Woken};
 
 /// One request, as the worker got it.
@@ -63,6 +64,7 @@ pub struct WorkerChannel {
 impl WorkerChannel {
     /// Opens the channel behind a segment's file and a socket.
     pub fn open(file: OwnedFd, socket: OwnedFd) -> io::Result<Self> {
+        reach(Step::WorkerOpens);
         let file = sys::move_high(file)?;
         let socket = sys::move_high(socket)?;
         // Leaked on purpose: the signal handler that marks a dump points into it, and it lives as
@@ -147,6 +149,7 @@ impl WorkerChannel {
             asleep.store(0, Ordering::Relaxed);
             return Ok(Slept::Rung);
         }
+        reach(Step::WorkerSleeps);
         let slept = self.wait_for_bell(until, limit)?;
         asleep.store(0, Ordering::Relaxed);
         Ok(slept)
@@ -167,7 +170,12 @@ impl WorkerChannel {
     /// Stops taking requests. False if one has just been handed out.
     #[must_use]
     pub fn retire(&self) -> bool {
-        claim::retire(self.segment.u64(CLAIM))
+        reach(Step::WorkerIdle);
+        let retired = claim::retire(self.segment.u64(CLAIM));
+        if retired {
+            reach(Step::WorkerRetired);
+        }
+        retired
     }
 
     /// Sends a response. False if the host is gone.
@@ -184,7 +192,9 @@ impl WorkerChannel {
                     return Ok(false);
                 }
             }
-            self.files_out.send(self.socket.as_fd(), &[body])?
+            let number = self.files_out.send(self.socket.as_fd(), &[body])?;
+            reach(Step::WorkerFileSent);
+            number
         } else {
             0
         };
@@ -193,17 +203,28 @@ impl WorkerChannel {
         };
         let finished_at = sys::now().as_nanos();
         let header = ResponseHeader { kind, task, finished_at, len: body.len() as u64, file };
-        self.segment.write(RESPONSES + at, &header.encode());
+        self.write(RESPONSES + at, &header.encode(), Step::WorkerHeaderHalf);
         if !in_file {
-            self.segment.write(RESPONSES + at + RESPONSE_HEADER, body);
+            self.write(RESPONSES + at + RESPONSE_HEADER, body, Step::WorkerBodyHalf);
         }
+        reach(Step::WorkerAnswerWritten);
         self.written = self.written.wrapping_add(size);
         if in_file {
             self.files_pending.push_back(self.written);
         }
         self.segment.u64(RESPONSE_WRITTEN).store(self.written, Ordering::Release);
+        reach(Step::WorkerPublished);
         self.wake_host()?;
+        reach(Step::WorkerAnswered);
         Ok(true)
+    }
+
+    /// Writes into the segment, with a step half way.
+    fn write(&self, at: usize, bytes: &[u8], half_way: Step) {
+        let (first, second) = bytes.split_at(if fault::POSSIBLE { bytes.len() / 2 } else { bytes.len() });
+        self.segment.write(at, first);
+        reach(half_way);
+        self.segment.write(at + first.len(), second);
     }
 
     /// Waits until `size` bytes fit in one piece; returns where, or `None` if the host is gone.
