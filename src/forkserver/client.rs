@@ -48,6 +48,7 @@ pub struct Forkserver {
     launcher: Mutex<Launcher>,
     next_worker: AtomicU64,
     lost: AtomicBool,
+    over: AtomicBool,
     /// Whom to let go on if they do not do as they are told: who was started, then, once they are
     /// known, guard and forkserver.
     family: Mutex<Vec<Process>>,
@@ -85,6 +86,7 @@ impl Forkserver {
             launcher: Mutex::new(Launcher::None),
             next_worker: AtomicU64::new(1),
             lost: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             family: Mutex::default(),
         };
         Ok((server, theirs))
@@ -145,11 +147,13 @@ impl Forkserver {
     }
 
     /// The forkserver answers: reaps the interpreter that launched it.
+    ///
+    /// That one leaves as soon as it has forked the guard, or would if it were not stopped.
     pub fn is_up(&self) {
         let mut launcher = self.launcher();
         if let Launcher::Interpreter(child) = &mut *launcher {
-            // It left before the forkserver served anybody, so this does not wait. That somebody
-            // else reaped it (`os.wait` in another thread) is fine.
+            // That somebody else reaped it (`os.wait` in another thread) is fine.
+            let _ = child.kill();
             let _ = child.wait();
             *launcher = Launcher::None;
         }
@@ -176,19 +180,26 @@ impl Forkserver {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Reads what the guard has said of itself and its forkserver. False at the end of the socket.
+    /// Whether it was ended, as far as that was possible: nothing more will be heard of it.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Reads what was said of guard and forkserver so far. False at the end of the socket.
     fn read_life(&self) -> bool {
-        let mut bytes = [0; NOTICE_LEN];
-        match sys::receive(self.life.as_fd(), &mut bytes) {
-            Ok(Some(received)) if received.bytes > 0 => {
-                if let Ok(pids) = Introduction::decode(&bytes) {
-                    let mut fds = received.fds.into_iter();
-                    self.set_family([pids.guard, pids.server].map(|pid| Process::new(pid, fds.next())));
+        loop {
+            let mut bytes = [0; NOTICE_LEN];
+            match sys::receive(self.life.as_fd(), &mut bytes) {
+                Ok(Some(received)) if received.bytes > 0 => {
+                    if let Ok(pids) = Introduction::decode(&bytes) {
+                        let mut fds = received.fds.into_iter();
+                        let pids = std::iter::once(pids.guard).chain(pids.server);
+                        self.set_family(pids.map(|pid| Process::new(pid, fds.next())));
+                    }
                 }
-                true
+                Ok(None) => return true,
+                Ok(Some(_)) | Err(_) => return false,
             }
-            Ok(None) => true,
-            Ok(Some(_)) | Err(_) => false,
         }
     }
 
@@ -225,21 +236,26 @@ impl Forkserver {
         // from it the end of the guard.
         let closed = sys::half_close(self.life.as_fd());
         reach(Step::HostHalfClosed);
-        if closed.is_ok() && !self.wait_for_end(STOPPED_LIMIT) {
+        let mut ended = closed.is_err() || self.wait_for_end(STOPPED_LIMIT);
+        if !ended {
             self.nudge();
-            if !self.wait_for_end(END_LIMIT) {
+            ended = self.wait_for_end(END_LIMIT);
+            if !ended {
                 log::error!("the forkserver's guard does not end");
             }
         }
+        self.over.store(true, Ordering::Relaxed);
         match std::mem::replace(&mut *self.launcher(), Launcher::None) {
             Launcher::Interpreter(mut child) => {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Launcher::Guard(pid) => {
+            Launcher::Guard(pid) if ended => {
                 // It has ended or is about to: its end of the life socket is closed.
                 let _ = sys::reap(pid);
             }
+            // Whoever waited for that one could wait for ever.
+            still @ Launcher::Guard(_) => *self.launcher() = still,
             Launcher::None => {}
         }
     }

@@ -72,19 +72,20 @@ pub enum Notice {
     Killed,
 }
 
-/// What the guard says first on the life socket.
+/// What is said on the life socket: by the interpreter that has forked the guard, so that a guard
+/// that is stopped at once is known, and by the guard, which knows the forkserver too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Introduction {
     /// The guard's pid.
     pub guard: i32,
-    /// The forkserver's pid.
-    pub server: i32,
+    /// The forkserver's pid, if there is one yet.
+    pub server: Option<i32>,
 }
 
 impl Introduction {
     /// To bytes.
     pub fn encode(self) -> [u8; NOTICE_LEN] {
-        encode(5, self.guard, u64::from(self.server.unsigned_abs()), 0)
+        encode(5, self.guard, self.server.map_or(0, |pid| u64::from(pid.unsigned_abs())), 0)
     }
 
     /// From bytes.
@@ -92,7 +93,7 @@ impl Introduction {
         match decode(bytes) {
             (5, guard, server, _) => {
                 let server = i32::try_from(server).map_err(|_| unknown("pid", 5))?;
-                Ok(Self { guard, server })
+                Ok(Self { guard, server: Some(server).filter(|&pid| pid > 0) })
             }
             (kind, ..) => Err(unknown("introduction", kind)),
         }
@@ -199,8 +200,10 @@ mod tests {
         ] {
             assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
         }
-        let pids = Introduction { guard: 5, server: 6 };
-        assert_eq!(pids, Introduction::decode(&pids.encode()).unwrap());
+        for server in [None, Some(6)] {
+            let pids = Introduction { guard: 5, server };
+            assert_eq!(pids, Introduction::decode(&pids.encode()).unwrap());
+        }
         assert!(Command::decode(&[0; COMMAND_LEN]).is_err() && Notice::decode(&[9; NOTICE_LEN]).is_err());
     }
 }

@@ -62,7 +62,9 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
         Ok(Role::Guard { life, server, lives, pid }) => {
             drop(commands);
             let _held = lives;
-            introduce(&life[0], pid);
+            reach(Step::GuardUnknown);
+            introduce(&life[0], Introduction { guard: sys::pid(), server: Some(pid) });
+            reach(Step::GuardIntroduced);
             guard::stand(&life, &server);
         }
         Ok(Role::Server { guard, lives, signal }) => {
@@ -98,8 +100,10 @@ fn found_family(
         (other, _) => return Err(io::Error::other(format!("first command was {other:?}"))),
     };
     reach(Step::GuardUnborn);
-    if detach && interpreter.fork()?.is_some() {
+    if detach && let Some(guard) = interpreter.fork()? {
         reach(Step::GuardBorn);
+        // It says so itself as well, unless somebody stops it before.
+        introduce(&life[0], Introduction { guard, server: None });
         sys::exit_now(0);
     }
     reach(Step::GuardForked);
@@ -116,15 +120,12 @@ fn found_family(
     Ok(Role::Server { guard: guard_life, lives: server_lives, signal: ChildSignal::install()? })
 }
 
-/// The guard tells the host of itself and of its forkserver, which has that pid.
-fn introduce(life: &OwnedFd, server: i32) {
-    reach(Step::GuardUnknown);
-    let pids = Introduction { guard: sys::pid(), server };
-    let handles: Vec<OwnedFd> = [pids.guard, pids.server].into_iter().filter_map(sys::handle).collect();
+/// Tells the host who is there. A host that is gone already is found out in a moment.
+fn introduce(life: &OwnedFd, pids: Introduction) {
+    let handles: Vec<OwnedFd> =
+        std::iter::once(pids.guard).chain(pids.server).filter_map(sys::handle).collect();
     let fds: Vec<_> = handles.iter().map(AsFd::as_fd).collect();
-    // A host that is gone already is found out in a moment.
     let _ = sys::send_message(life.as_fd(), &pids.encode(), &fds);
-    reach(Step::GuardIntroduced);
 }
 
 /// The control socket, message by message.

@@ -191,6 +191,8 @@ impl HostWorker {
         while self.partial.len() < NOTICE_LEN {
             let missing = NOTICE_LEN - self.partial.len();
             match sys::read_pipe(self.notice.as_fd(), &mut bytes[..missing]) {
+                // Its end of the pipe may be held by a forkserver that could not be ended.
+                Ok(None) if self.server.is_over() => return Some(self.lost()),
                 Ok(None) => return None,
                 Ok(Some(read)) if read > 0 => self.partial.extend_from_slice(&bytes[..read]),
                 Ok(Some(_)) | Err(_) => return Some(self.lost()),
@@ -232,7 +234,9 @@ impl HostWorker {
         if !self.server.is_lost() {
             log::warn!("the forkserver has ended; a new one is started at need");
         }
-        self.server.shutdown();
+        if !self.server.is_over() {
+            self.server.shutdown();
+        }
         self.exit = Some(Exit::Lost);
         News::Exited(Exit::Lost)
     }
