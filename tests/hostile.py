@@ -313,6 +313,19 @@ def signal_machinery(which: str, number: int, path: str) -> None:
     time.sleep(FOREVER)
 
 
+def kill_machinery_of_many(which: str, path: str) -> None:
+    """Kills its `forkserver` or `guard` when it has thirty children, each in its own session."""
+    note_worker(path)
+    for _ in range(30):
+        if os.fork() == 0:
+            os.setsid()
+            note(path, "child")
+            time.sleep(FOREVER)
+    _wait_for_lines(path, 33)
+    os.kill(forkserver_pid() if which == "forkserver" else guard_pid(), signal.SIGKILL)
+    time.sleep(FOREVER)
+
+
 def kill_sibling(role: str, path: str) -> str:
     """The `killer` waits until the `victim` has recorded itself, and kills it."""
     if role == "victim":

@@ -207,6 +207,20 @@ def test_killing_the_machinery(which: str, method: str, tmp_path: Path) -> None:
     assert killer_call(hostile.same, start_method=method)("next") == "next"
 
 
+@pytest.mark.parametrize("which", ["forkserver", "guard"])
+def test_nothing_runs_once_the_killed_machinery_is_told_of(which: str, tmp_path: Path) -> None:
+    """Whichever of the two is killed, the other has swept when the caller has its answer."""
+    record = tmp_path / "pids"
+    call = killer_call(hostile.kill_machinery_of_many, timeout=30)
+
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied):
+        call(which, str(record))
+
+    pids = recorded(record, "worker", "child")
+    assert 31 == len(pids)
+    assert [] == [pid for pid in pids if is_running(pid)]
+
+
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("which", ["forkserver", "guard"])
 def test_stopping_the_machinery(which: str, method: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN, Notice};
@@ -51,7 +51,7 @@ pub struct Forkserver {
     over: AtomicBool,
     /// Whom to let go on if they do not do as they are told: who was started, then, once they are
     /// known, guard and forkserver.
-    family: Mutex<Vec<Process>>,
+    family: Mutex<Vec<Arc<Process>>>,
 }
 
 impl Forkserver {
@@ -99,7 +99,12 @@ impl Forkserver {
     }
 
     fn set_family(&self, family: impl IntoIterator<Item = Process>) {
-        *self.family.lock().unwrap_or_else(PoisonError::into_inner) = family.into_iter().collect();
+        *self.family.lock().unwrap_or_else(PoisonError::into_inner) =
+            family.into_iter().map(Arc::new).collect();
+    }
+
+    fn family(&self) -> Vec<Arc<Process>> {
+        self.family.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn launcher(&self) -> std::sync::MutexGuard<'_, Launcher> {
@@ -203,7 +208,8 @@ impl Forkserver {
         }
     }
 
-    /// Reads the life socket to its end; false if that does not come in time.
+    /// Waits until guard and forkserver are gone; false if that takes longer. The end of the life
+    /// socket is that of the guard, which is the last to leave unless somebody has killed it.
     fn wait_for_end(&self, limit: Duration) -> bool {
         let until = sys::now() + limit;
         loop {
@@ -213,19 +219,21 @@ impl Forkserver {
                 Ok(false) | Err(_) => return false,
             }
             if !self.read_life() {
-                return true;
+                break;
             }
         }
+        self.family().iter().all(|process| process.wait(until.since(sys::now())))
     }
 
     /// Lets guard and forkserver go on, if somebody has stopped them.
     pub fn nudge(&self) {
-        if !self.read_life() {
-            return;
-        }
-        for process in self.family.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            // That it has just ended is found out elsewhere.
-            let _ = process.signal(sys::CONTINUE_SIGNAL);
+        let guard_lives = self.read_life();
+        for process in self.family() {
+            // Who ends after the guard may be reaped by anybody, and its pid given to another.
+            if guard_lives || process.is_certain() {
+                // That it has just ended is found out elsewhere.
+                let _ = process.signal(sys::CONTINUE_SIGNAL);
+            }
         }
     }
 

@@ -234,15 +234,16 @@ impl Server {
         }
     }
 
-    /// The host or the guard is gone: so must be all workers, then this process.
+    /// The host or the guard is gone: so must be all workers, then this process. Only then do the
+    /// notice pipes end, so that a host that hears of it knows that nothing runs any more.
     fn end(self) -> Booted {
-        drop(self);
         reach(Step::ServerSweeps);
         // A guard that somebody has stopped must see that it is over.
         if sys::parent_pid() > 1 {
             let _ = sys::send(sys::parent_pid(), sys::CONTINUE_SIGNAL);
         }
         guard::sweep();
+        drop(self);
         Booted::Ended
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit};
@@ -173,6 +174,17 @@ impl Process {
     /// With the handle that came along; without one the pid has to do.
     pub fn new(pid: i32, handle: Option<OwnedFd>) -> Self {
         Self { pid, handle }
+    }
+
+    /// Whether it can be signalled at any time: a mere pid may mean another process one day.
+    pub fn is_certain(&self) -> bool {
+        self.handle.is_some()
+    }
+
+    /// Waits until it has ended; false if that takes longer. Nothing is known without a handle.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let Some(handle) = &self.handle else { return true };
+        super::wait_readable(handle.as_fd(), limit).unwrap_or(true)
     }
 
     /// Sends it a signal; that it has ended is no error.
