@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -343,3 +344,21 @@ def test_elapsed_includes_grace_or_not_but_is_finite(tmp_path: Path) -> None:
 
     assert 0.2 <= error.elapsed < PATIENCE
     assert math.isfinite(error.elapsed)
+
+
+def test_kill_while_forkserver_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill does not wait until all workers that were asked for are forked; nor is it lost."""
+    slow = "import os, time; os.register_at_fork(before=lambda: time.sleep(0.1))"
+    (tmp_path / "slow_fork.py").write_text(slow, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    killercall.shutdown()
+    killercall.preload("slow_fork")
+    assert killer_call(hostile.same)(1) == 1
+    same = killer_call(hostile.same, timeout=30, reuse=False)
+
+    with ThreadPoolExecutor(16) as threads:
+        late = threads.submit(killer_call(hostile.nap, timeout=0.2), hostile.FOREVER)
+        others = [threads.submit(same, number) for number in range(15)]
+
+    assert isinstance(late.exception(), killercall.TimeoutError)
+    assert list(range(15)) == [other.result() for other in others]

@@ -1,5 +1,6 @@
 //! The forkserver's loop.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -69,7 +70,15 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
         }
         Ok(Role::Server { guard, lives, signal }) => {
             let pid = sys::pid();
-            let server = Server { pid, commands, guard, _lives: lives, signal, children: Vec::new() };
+            let server = Server {
+                pid,
+                commands,
+                guard,
+                _lives: lives,
+                signal,
+                children: Vec::new(),
+                wanted: VecDeque::new(),
+            };
             server.serve(interpreter)
         }
         Err(error) => {
@@ -167,6 +176,14 @@ impl Commands {
     }
 }
 
+/// A worker that was asked for and is not forked yet.
+#[derive(Debug)]
+struct Wanted {
+    worker: u64,
+    notice: OwnedFd,
+    ends: WorkerEnds,
+}
+
 /// One worker.
 #[derive(Debug)]
 struct Child {
@@ -197,6 +214,9 @@ struct Server {
     _lives: OwnedFd,
     signal: ChildSignal,
     children: Vec<Child>,
+    /// Forked one at a time, between all else: a fork takes milliseconds, and a kill must not wait
+    /// for those of forty workers.
+    wanted: VecDeque<Wanted>,
 }
 
 impl Server {
@@ -207,10 +227,7 @@ impl Server {
                 match self.commands.next() {
                     Ok(Some((command, fds))) => {
                         reach(Step::ServerCommanded);
-                        if let Some(ends) = self.perform(command, fds, interpreter)? {
-                            // In the worker: dropping `self` closes all that is the forkserver's.
-                            return Ok(Booted::Worker(ends));
-                        }
+                        self.perform(command, fds, interpreter)?;
                     }
                     Ok(None) => break,
                     Err(_) => return Ok(self.end()),
@@ -218,6 +235,13 @@ impl Server {
             }
             let look_at = self.watch_memory();
             let settling = self.settle();
+            if let Some(wanted) = self.wanted.pop_front() {
+                if let Some(ends) = self.fork(wanted, interpreter)? {
+                    // In the worker: dropping `self` closes all that is the forkserver's.
+                    return Ok(Booted::Worker(ends));
+                }
+                continue;
+            }
             let mut interests = [
                 Interest::new(self.commands.control.as_fd()),
                 Interest::new(self.guard.as_fd()),
@@ -247,26 +271,20 @@ impl Server {
         Booted::Ended
     }
 
-    /// Returns the ends of the channel in a new worker.
     fn perform(
         &mut self,
         command: Command,
         fds: Vec<OwnedFd>,
         interpreter: &mut dyn Interpreter,
-    ) -> io::Result<Option<WorkerEnds>> {
+    ) -> io::Result<()> {
         match command {
             Command::Fork { worker, exec, max_memory } => {
-                let Ok([segment, socket, notice]) = <[OwnedFd; 3]>::try_from(fds) else {
-                    // Descriptors were lost on the way (this process is out of them); dropping
-                    // the notice pipe tells the host.
-                    return Ok(None);
-                };
-                return self.fork(
-                    worker,
-                    notice,
-                    WorkerEnds { segment, socket, exec, max_memory },
-                    interpreter,
-                );
+                // Else descriptors were lost on the way (this process is out of them); dropping
+                // the notice pipe tells the host.
+                if let Ok([segment, socket, notice]) = <[OwnedFd; 3]>::try_from(fds) {
+                    let ends = WorkerEnds { segment, socket, exec, max_memory };
+                    self.wanted.push_back(Wanted { worker, notice, ends });
+                }
             }
             Command::Signal { worker, signal } => {
                 if let Some(child) = self.alive(worker) {
@@ -279,6 +297,8 @@ impl Server {
                     reach(Step::ServerKills);
                     sys::kill_tree(child.pid);
                     reach(Step::ServerKilled);
+                } else if let Some(at) = self.wanted.iter().position(|wanted| wanted.worker == worker) {
+                    self.wanted.remove(at).inspect(|wanted| tell(&wanted.notice, Notice::Killed));
                 }
             }
             Command::Preload { len } => {
@@ -288,7 +308,7 @@ impl Server {
             }
             Command::Attach => {}
         }
-        Ok(None)
+        Ok(())
     }
 
     fn alive(&mut self, worker: u64) -> Option<&mut Child> {
@@ -299,9 +319,7 @@ impl Server {
 
     fn fork(
         &mut self,
-        worker: u64,
-        notice: OwnedFd,
-        ends: WorkerEnds,
+        Wanted { worker, notice, ends }: Wanted,
         interpreter: &mut dyn Interpreter,
     ) -> io::Result<Option<WorkerEnds>> {
         reach(Step::ServerForks);
