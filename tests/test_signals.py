@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from processes import TESTS, alive_with_mark, is_running, lines, recorded, wait_until
+from processes import (
+    TESTS,
+    alive_with_mark,
+    is_running,
+    lines,
+    recorded,
+    run_script,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,3 +150,28 @@ def test_handler_of_the_host_runs_while_it_waits(tmp_path: Path) -> None:
     said, errors = host.communicate(timeout=30)
     assert "" == errors
     assert "seen\n1\n" == said
+
+
+def test_interrupted_while_forking() -> None:
+    """Ctrl+C that another thread takes, just when the host has forked itself, loses no child."""
+    code = """
+        import functools, os, signal, threading, time
+        from killercall import killer_call
+
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        # Hooks in C: a function of Python's would be where the exception is raised.
+        for hook in (functools.partial(os.kill, os.getpid(), signal.SIGINT),
+                     functools.partial(time.sleep, 0.2)):
+            os.register_at_fork(after_in_parent=hook)
+        try:
+            killer_call(abs, start_method="fork")(-1)
+        except KeyboardInterrupt:
+            print("interrupted")
+        try:
+            print(os.waitpid(-1, os.WNOHANG))
+        except ChildProcessError:
+            print("no child")
+    """
+    done = run_script(textwrap.dedent(code))
+
+    assert ("interrupted\nno child\n", "", 0) == (done.stdout, done.stderr, done.returncode)

@@ -435,15 +435,15 @@ def _dump_function(
 def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _core.Roster:
     """Forks the host; the copy becomes the forkserver of one job, and its workers inherit all."""
     _payload.track_classes(function)
-    copy, control = _core.ServerCopy.prepare()
+    copy = _core.ServerCopy()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # What is in the buffers would be written twice.
             stream.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        pid = os.fork()
-        if pid == 0:
+        roster, control = copy.fork(os.fork)
+        if roster is None:
             try:
                 signal.set_wakeup_fd(-1)
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -454,10 +454,9 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
                 _worker.inherited = _worker.Inherited(
                     function, list(calls), options.initializer, options.initargs
                 )
-                copy.close()
                 _forkserver.serve(control)
             finally:
                 os._exit(1)
-        return copy.forked(pid, control)
+        return roster
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

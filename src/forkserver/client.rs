@@ -49,6 +49,8 @@ pub struct Forkserver {
     next_worker: AtomicU64,
     lost: AtomicBool,
     over: AtomicBool,
+    /// The process that made this. A copy of it must not end it.
+    owner: i32,
     /// Whom to let go on if they do not do as they are told: who was started, then, once they are
     /// known, guard and forkserver.
     family: Mutex<Vec<Arc<Process>>>,
@@ -87,6 +89,7 @@ impl Forkserver {
             next_worker: AtomicU64::new(1),
             lost: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            owner: sys::pid(),
             family: Mutex::default(),
         };
         Ok((server, theirs))
@@ -265,6 +268,16 @@ impl Forkserver {
             // Whoever waited for that one could wait for ever.
             still @ Launcher::Guard(_) => *self.launcher() = still,
             Launcher::None => {}
+        }
+    }
+}
+
+impl Drop for Forkserver {
+    /// For a caller who was interrupted before it could end this: whoever is a child of this process
+    /// is reaped all the same. All else ends by itself when the sockets close.
+    fn drop(&mut self) {
+        if self.owner == sys::pid() && !matches!(*self.launcher(), Launcher::None) {
+            self.shutdown();
         }
     }
 }

@@ -84,28 +84,35 @@ pub fn take_fd(fd: i32) -> OwnedFd {
 #[derive(Debug)]
 pub struct ServerCopy {
     server: Mutex<Option<Forkserver>>,
+    control: Mutex<Option<OwnedFd>>,
 }
 
 #[pymethods]
 impl ServerCopy {
-    /// Makes the host's side, and the descriptor for the copy's `boot`.
-    #[staticmethod]
-    fn prepare() -> PyResult<(Self, i32)> {
+    /// Makes both sides.
+    #[new]
+    fn new() -> PyResult<Self> {
         let (server, control) = Forkserver::prepare()?;
-        Ok((Self { server: Mutex::new(Some(server)) }, control.into_raw_fd()))
+        Ok(Self { server: Mutex::new(Some(server)), control: Mutex::new(Some(control)) })
     }
 
-    /// In the host: the copy is the process `pid`. Closes the copy's descriptor.
-    fn forked(&self, pid: i32, control: i32) -> PyResult<Roster> {
-        drop(take_fd(control));
+    /// Forks. Returns the forkserver's roster in the host, and in the copy the descriptor for `boot`.
+    ///
+    /// One step, in which no signal handler of Python's can raise: after it, whoever drops the
+    /// roster ends the copy and reaps it. Between a fork in Python and the assignment of its pid,
+    /// Ctrl+C would lose the pid.
+    fn fork(&self, fork: &Bound<'_, PyAny>) -> PyResult<(Option<Roster>, Option<i32>)> {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let server = server.ok_or_else(|| PyRuntimeError::new_err("forked() was called twice"))?;
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(server), Some(control)) = (server, control) else {
+            return Err(PyRuntimeError::new_err("fork() was called twice"));
+        };
+        let pid: i32 = fork.call0()?.extract()?;
+        if pid == 0 {
+            drop(server);
+            return Ok((None, Some(control.into_raw_fd())));
+        }
         server.set_guard(pid);
-        Ok(Roster(Arc::new(supervisor::Roster::with_server(server))))
-    }
-
-    /// In the copy: closes the host's side.
-    fn close(&self) {
-        drop(self.server.lock().unwrap_or_else(PoisonError::into_inner).take());
+        Ok((Some(Roster(Arc::new(supervisor::Roster::with_server(server)))), None))
     }
 }
