@@ -306,6 +306,20 @@ def close_fds_and_hang(path: str) -> None:
     time.sleep(FOREVER)
 
 
+def overwrite_segment(path: str) -> None:
+    """Fills what it shares with the host with a pattern that makes all counts differ, and hangs."""
+    append(path, "ran")
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        (region,) = (line.split()[0] for line in maps if "memfd:killercall" in line)
+    ctypes.memset(int(region.split("-")[0], 16), 0x55, 4096)
+    # A descriptor that is no doorbell wakes the host all the same.
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                os.write(int(fd), b"?")
+    time.sleep(FOREVER)
+
+
 def signal_machinery(which: str, number: int, path: str) -> None:
     """Sends a signal to its `forkserver` or `guard`, then hangs."""
     note_worker(path)

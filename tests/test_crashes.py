@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +14,11 @@ import killercall
 from killercall import killer_call, killer_pmap
 from processes import (
     PATIENCE,
+    TESTS,
     is_running,
     lines,
     recorded,
+    run_script,
     still_running,
     took,
     wait_until,
@@ -377,3 +380,60 @@ def test_flood_of_doorbells_delays_nothing(tmp_path: Path) -> None:
 
     with took(0.5, PATIENCE):
         assert [None, 1, 2, 3] == killer_pmap(item, range(4), cpus=2, timeout=0.5)
+
+
+FEW_DESCRIPTORS = """
+    import os, resource, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import hostile
+    from killercall import KillerError, killer_call
+    from processes import is_running, recorded
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    for room in range(4, 30, 2):
+        held = []
+        while True:
+            try:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        for fd in held[:room]:
+            os.close(fd)
+        path = Path(f"{{sys.argv[1]}}-{{room}}")
+        try:
+            killer_call(hostile.escape_to_own_session, timeout=0.4, start_method={method!r})(str(path))
+        except KillerError as error:
+            ending = type(error).__name__
+        for fd in held[room:]:
+            os.close(fd)
+        left = [pid for pid in recorded(path, "worker", "grandchild") if is_running(pid)]
+        print(ending, *left)
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_few_descriptors(method: str, tmp_path: Path) -> None:
+    """However few are left, the call ends as it should or says so, and its processes are killed."""
+    code = textwrap.dedent(FEW_DESCRIPTORS).format(tests=str(TESTS), method=method)
+
+    done = run_script(code, arguments=[str(tmp_path / "pids")])
+
+    endings = done.stdout.splitlines()
+    assert 0 == done.returncode, done.stderr
+    assert 13 == len(endings)
+    assert {"TimeoutError", "WorkerStartError"} == set(endings)
+    # With enough of them it works.
+    assert "TimeoutError" == endings[-1]
+
+
+def test_overwritten_segment(tmp_path: Path) -> None:
+    """A worker that forges the note that it has not started yet is not believed."""
+    ran = tmp_path / "ran"
+    call = killer_call(hostile.overwrite_segment, timeout=2)
+
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied) as caught:
+        call(str(ran))
+
+    assert "wrote nonsense" in str(caught.value)
+    assert ["ran"] == lines(ran)
