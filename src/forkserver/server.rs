@@ -62,13 +62,17 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
     match found_family(&mut commands, detach, interpreter) {
         Ok(Role::Guard { life, server, lives, pid }) => {
             drop(commands);
-            let _held = lives;
+            // A copy of the host has the host's descriptors, perhaps all that it may have: then it could
+            // not even look for its descendants. And nobody should find a pipe held open by a guard.
+            let kept: Vec<_> = life.iter().chain([&server, &lives]).map(AsFd::as_fd).collect();
+            sys::close_all_but(&kept);
             reach(Step::GuardUnknown);
             introduce(&life[0], Introduction { guard: sys::pid(), server: Some(pid) });
             reach(Step::GuardIntroduced);
             guard::stand(&life, &server);
         }
         Ok(Role::Server { guard, lives, signal }) => {
+            sys::keep_reserve();
             let pid = sys::pid();
             let server = Server {
                 pid,
@@ -335,6 +339,7 @@ impl Server {
             }
             Ok(None) => {
                 reach(Step::WorkerForked);
+                sys::release_reserve();
                 sys::become_leader()?;
                 reach(Step::WorkerLeads);
                 sys::become_subreaper()?;

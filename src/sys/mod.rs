@@ -16,14 +16,14 @@ mod wait;
 pub use clock::{cpu_time, now};
 pub use memory::{Blob, Segment};
 pub use process::{
-    ExitStatus, Process, Reaped, become_leader, become_subreaper, die_with_parent, exit_now, handle,
-    keep_across_exec, move_high, null_stdin, own, parent_pid, pid, reap, spawn_interpreter, take_stdin,
-    try_reap_any,
+    ExitStatus, Process, Reaped, become_leader, become_subreaper, close_all_but, die_with_parent, exit_now,
+    handle, keep_across_exec, move_high, null_stdin, own, parent_pid, pid, reap, spawn_interpreter,
+    take_stdin, try_reap_any,
 };
 pub use signal::{
     CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send,
 };
 pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
-pub use tree::{children, descendants, kill_tree};
+pub use tree::{children, descendants, keep_reserve, kill_tree, release_reserve};
 pub use usage::{ease_memory_limit, image, limit_memory, proportional_memory, resident_memory};
 pub use wait::{Interest, Waiter, Woken, wait_readable};

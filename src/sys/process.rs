@@ -1,7 +1,7 @@
 //! Processes: their start, their place in the tree, their end.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -84,14 +84,46 @@ pub fn null_stdin() -> io::Result<()> {
 }
 
 /// Moves a descriptor out of the way of user code that closes or reuses low numbers.
-#[expect(clippy::needless_pass_by_value, reason = "the descriptor moves: its old number is closed")]
 pub fn move_high(fd: OwnedFd) -> io::Result<OwnedFd> {
     const HIGH: u64 = 512;
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let lowest = RawFd::try_from((soft / 2).min(HIGH)).expect("at most HIGH");
-    let moved = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(lowest))?;
+    let Ok(moved) = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(lowest)) else {
+        // All high ones are taken. Where it is, it works as well, only nearer to the user's.
+        return Ok(fd);
+    };
     // SAFETY: fcntl has just made it; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(moved) })
+}
+
+/// Closes every descriptor but these and the standard streams.
+///
+/// Only for a process in which nobody else's code runs any more: their descriptors are gone too.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        close_between(first, fd - 1);
+        first = first.max(fd + 1);
+    }
+    close_between(first, RawFd::MAX);
+}
+
+fn close_between(first: RawFd, last: RawFd) {
+    if first > last {
+        return;
+    }
+    // SAFETY: closing descriptors has no memory effects; their owners are the caller's affair.
+    #[cfg(target_os = "linux")]
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
+        return;
+    }
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    for fd in first..=last.min(RawFd::try_from(soft).unwrap_or(65_536)) {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
 }
 
 /// Lets the next program that this process execs keep `fd`.

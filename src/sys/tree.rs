@@ -6,6 +6,12 @@
 
 use std::path::Path;
 
+#[cfg(target_os = "linux")]
+use std::{
+    fs::File,
+    sync::{Mutex, PoisonError},
+};
+
 /// The direct children of `pid` as they were at some point during the call.
 ///
 /// `/proc/PID/task/TID/children` names them in one read a thread, whatever else the machine runs.
@@ -13,6 +19,50 @@ use std::path::Path;
 /// nothing is left.
 #[cfg(target_os = "linux")]
 pub fn children(pid: i32) -> Vec<i32> {
+    let mut reserve = RESERVE.lock().unwrap_or_else(PoisonError::into_inner);
+    let size = reserve.len();
+    reserve.clear();
+    let found = read_children(pid);
+    fill(&mut reserve, size);
+    found
+}
+
+/// Descriptors set aside for reading `/proc`: one for a directory, one for a file in it.
+#[cfg(target_os = "linux")]
+static RESERVE: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+#[cfg(target_os = "linux")]
+fn fill(reserve: &mut Vec<File>, size: usize) {
+    while reserve.len() < size
+        && let Ok(file) = File::open("/dev/null")
+    {
+        reserve.push(file);
+    }
+}
+
+/// Sets aside what it takes to find descendants, so that this process can do so even when it has no
+/// descriptors left: a tree that cannot be seen cannot be killed.
+#[cfg(target_os = "linux")]
+pub fn keep_reserve() {
+    fill(&mut RESERVE.lock().unwrap_or_else(PoisonError::into_inner), 2);
+}
+
+/// Gives it back, in a forked child that does not look for descendants.
+#[cfg(target_os = "linux")]
+pub fn release_reserve() {
+    RESERVE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// Nothing is read here.
+#[cfg(not(target_os = "linux"))]
+pub fn keep_reserve() {}
+
+/// See above.
+#[cfg(not(target_os = "linux"))]
+pub fn release_reserve() {}
+
+#[cfg(target_os = "linux")]
+fn read_children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };

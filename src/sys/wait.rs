@@ -61,13 +61,12 @@ impl Waiter {
                 timeout = Duration::ZERO;
             } else if left < slice {
                 #[cfg(target_os = "linux")]
-                {
-                    return self.wait_with_timer(interests, until, slice);
+                if let Ok(timer) = self.timer() {
+                    return wait_with_timer(timer, interests, until, slice);
                 }
-                #[cfg(not(target_os = "linux"))]
-                {
-                    timeout = left;
-                }
+                // There is none, or this process has no descriptor left for one: then the timeout
+                // of `poll` is good enough, and better than no wait.
+                timeout = left;
             }
         }
         let mut fds: Vec<PollFd<'_>> = poll_fds(interests);
@@ -78,25 +77,29 @@ impl Waiter {
     }
 
     #[cfg(target_os = "linux")]
-    fn wait_with_timer(
-        &mut self,
-        interests: &mut [Interest<'_>],
-        until: Moment,
-        slice: Duration,
-    ) -> io::Result<Woken> {
-        use std::os::fd::AsFd;
-        let timer = match &mut self.timer {
+    fn timer(&mut self) -> io::Result<&mut Timer> {
+        Ok(match &mut self.timer {
             Some(timer) => timer,
             none => none.insert(Timer::new()?),
-        };
-        timer.arm(until)?;
-        let mut fds: Vec<PollFd<'_>> = poll_fds(interests);
-        fds.push(PollFd::new(timer.fd.as_fd(), PollFlags::POLLIN));
-        let woken = poll_once(&mut fds, slice)?;
-        let ready: Vec<bool> = fds[..interests.len()].iter().map(is_ready).collect();
-        set_ready(interests, &ready);
-        if woken == Woken::Ready && !ready.contains(&true) { Ok(Woken::Timer) } else { Ok(woken) }
+        })
     }
+}
+
+#[cfg(target_os = "linux")]
+fn wait_with_timer(
+    timer: &mut Timer,
+    interests: &mut [Interest<'_>],
+    until: Moment,
+    slice: Duration,
+) -> io::Result<Woken> {
+    use std::os::fd::AsFd;
+    timer.arm(until)?;
+    let mut fds: Vec<PollFd<'_>> = poll_fds(interests);
+    fds.push(PollFd::new(timer.fd.as_fd(), PollFlags::POLLIN));
+    let woken = poll_once(&mut fds, slice)?;
+    let ready: Vec<bool> = fds[..interests.len()].iter().map(is_ready).collect();
+    set_ready(interests, &ready);
+    if woken == Woken::Ready && !ready.contains(&true) { Ok(Woken::Timer) } else { Ok(woken) }
 }
 
 /// Waits until `fd` can be read or is at its end, or `length` has passed: then false.
