@@ -42,6 +42,9 @@ PATIENCE = 10.0
 ROUND_PATIENCE = 90.0
 # What is worth reading of a run that goes wrong all the time.
 MOST_WRONG = 20
+# How many rounds a host may grow in, and by how much it may grow afterwards.
+WARM_UP = 3
+MOST_GROWTH = 2 * MiB
 # A user that has no other processes.
 UNUSED_UID = 54321
 
@@ -62,6 +65,9 @@ KINDS = {
 # After these the host is gone.
 FATAL = {"killed", "terminated", "exits on SIGTERM"}
 LIMITED = {"few files", "few processes", "little memory"}
+
+# How many workers that die while they start a job puts up with.
+START_ATTEMPTS = 3
 
 # What may come of a call whose worker has met this.
 OF_WORKER = {
@@ -171,6 +177,10 @@ class Host:
                     "TMPDIR": str(self.temporary),
                     "HOME": str(self.temporary),
                     "PYTHONDONTWRITEBYTECODE": "1",
+                    # So that what is freed goes back to the system, and growth is what is held.
+                    "MALLOC_ARENA_MAX": "1",
+                    "MALLOC_MMAP_THRESHOLD_": "131072",
+                    "MALLOC_TRIM_THRESHOLD_": "131072",
                 },
                 cwd=directory,
             )
@@ -434,6 +444,22 @@ class Record:
             record.faults.append(Fault(kind, int(pid), float(at)))
         return record
 
+    def killed_at_start(self, end: dict[str, Any]) -> int:
+        """How many workers were killed before they had begun any call, while this one waited."""
+        began: dict[int, float] = {}
+        for starts in self.starts.values():
+            for start in starts:
+                began[start.pid] = min(start.at, began.get(start.pid, start.at))
+        return len(
+            {
+                fault.pid
+                for fault in self.faults
+                if fault.kind in {"SIGKILL", "SIGSEGV", "SIGTERM"}
+                and end["began"] < fault.at < end["at"]
+                and not began.get(fault.pid, fault.at) < fault.at
+            }
+        )
+
     def machinery(self, starts: list[Start]) -> set[int]:
         """
         Forkservers and guards of these calls.
@@ -609,6 +635,8 @@ class Round:
         if self.plan.kind == "exits on SIGTERM":
             # The end of the interpreter ends the calls of daemon threads.
             right.update(("WorkerDied None", "WorkerStartError", "RuntimeError"))
+        if record.killed_at_start(end) >= START_ATTEMPTS:
+            right.add("WorkerStartError")
         workers = {start.pid for start in starts} | {end.get("pid")}
         machinery = record.machinery(starts)
         for fault in record.faults:
@@ -693,15 +721,16 @@ class Run:
                 wrong.append(f"host {kind!r} ended with {status}; it said:\n{host.said()}")
             if not wait_until(lambda host=host: not host.relatives(), PATIENCE):
                 wrong.append(f"host {kind!r} left {host.relatives()}")
-            self._measure_growth(kind, host)
+            wrong += self._measure_growth(kind, host)
         return wrong
 
-    def _measure_growth(self, kind: str, host: Host) -> None:
+    def _measure_growth(self, kind: str, host: Host) -> list[str]:
         sizes = [report["rss"] for report in host.reports]
-        # The first rounds fill caches and arenas.
-        if len(sizes) > 3:
-            growth = sizes[-1] - sizes[2]
-            self.tally.growth[kind] = max(growth, self.tally.growth.get(kind, growth))
+        # The first rounds fill caches.
+        if len(sizes) <= WARM_UP:
+            return []
+        growth = self.tally.growth[kind] = sizes[-1] - sizes[WARM_UP - 1]
+        return [f"host {kind!r} grew: {sizes}"] if growth > MOST_GROWTH else []
 
 
 def repeat(run: Run, seconds: float, only: list[int], warn: Callable[[str], None]) -> list[str]:
