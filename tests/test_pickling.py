@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
+import itertools
+import os
 import pickle
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 
+import hostile
 import killercall
 from killercall import (
     DepthLimitExceeded,
@@ -20,7 +26,7 @@ from killercall import (
     WorkerStartError,
     killer_call,
 )
-from processes import run_script
+from processes import run_script, took
 
 
 class Raises:
@@ -352,3 +358,488 @@ def test_what_a_call_does_to_its_surroundings_ends_with_it() -> None:
     pid = killer_call(change)()
     seen = killer_call(look)()
     assert (pid, os.getcwd(), None, os.environ.get("HOME"), sys.path) == seen
+
+
+class Misbehaves:
+    """Does `how` while it is pickled or, with `later`, while it is unpickled."""
+
+    def __init__(self, how: str, *, later: bool = False) -> None:
+        self.how = how
+        self.later = later
+
+    def __reduce__(self) -> Any:
+        return (misbehave, (self.how,)) if self.later else misbehave(self.how)
+
+
+def misbehave(how: str) -> Any:
+    """In each of many ways."""
+    match how:
+        case "interrupts":
+            raise KeyboardInterrupt
+        case "base exception":
+            raise BaseException("base")
+        case "system exit":
+            sys.exit(7)
+        case "exits":
+            os._exit(7)
+        case "crashes":
+            ctypes.string_at(0)
+        case "hangs":
+            time.sleep(600)
+        case "recurses":
+            return misbehave(how)
+        case "returns a number":
+            return 5
+        case "cannot be named":
+            raise HostileError
+    raise AssertionError
+
+
+class HostileError(Exception):
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise SystemExit(9)
+
+    __repr__ = __str__
+
+
+# What the exception says, where the process lives on.
+RAISES = {
+    "interrupts": "KeyboardInterrupt",
+    "base exception": "BaseException: base",
+    "system exit": "SystemExit: 7",
+    "recurses": "[Rr]ecursion",
+    "cannot be named": "HostileError: <its __str__ raised>",
+}
+REDUCES = RAISES | {"returns a number": "must return a string or tuple"}
+ENDS = {"exits": (WorkerDied, "code 7"), "crashes": (WorkerDied, "SIGSEGV")}
+
+
+def test_result_and_exception_misbehave_while_pickled() -> None:
+    """In the worker; what is raised is no answer of the function, and no exit."""
+    for how in REDUCES:
+        with pytest.raises(SerializationError, match=REDUCES[how]) as caught:
+            killer_call(lambda: [Misbehaves(how)])()
+        assert "result[0]" == caught.value.path
+
+        def fail() -> None:
+            error = ValueError("mine")
+            error.attribute = Misbehaves(how)  # type: ignore[attr-defined]
+            raise error
+
+        with pytest.raises(KillerError, match=r"ValueError: mine .*exception\.attribute"):
+            killer_call(fail)()
+
+
+def test_call_misbehaves_while_pickled() -> None:
+    """In the host: arguments, closures and arguments of the initializer."""
+    for how in REDUCES.keys() - {"interrupts"}:
+        bad = Misbehaves(how)
+        with pytest.raises(SerializationError, match=REDUCES[how]) as caught:
+            killer_call(hostile.same)(0, [bad])
+        assert "args[1][0]" == caught.value.path
+        with pytest.raises(SerializationError, match=REDUCES[how]) as caught:
+            killer_call(lambda: bad)()
+        assert "function.<closure bad>" == caught.value.path
+        with pytest.raises(SerializationError, match=REDUCES[how]) as caught:
+            killer_call(abs, initializer=hostile.same, initargs=(bad,))(1)
+        assert "initializer[1][0]" == caught.value.path
+        assert 1 == killer_call(abs)(-1)
+
+
+def test_call_misbehaves_while_unpickled() -> None:
+    """In the worker: SystemExit is not the function's own."""
+    for how in RAISES:
+        bad = Misbehaves(how, later=True)
+        with pytest.raises(SerializationError, match=f"the arguments in the worker: {RAISES[how]}"):
+            killer_call(hostile.same)(bad)
+        with pytest.raises(SerializationError, match=f"the function in the worker: {RAISES[how]}"):
+            killer_call(lambda: bad)()
+        with pytest.raises(WorkerStartError, match="failed to set up a worker"):
+            killer_call(abs, initializer=hostile.same, initargs=(bad,))(1)
+        assert 1 == killer_call(abs)(-1)
+
+
+def test_answer_misbehaves_while_unpickled() -> None:
+    """In the host."""
+    for how in RAISES.keys() - {"interrupts"}:
+        with pytest.raises(SerializationError, match=RAISES[how]):
+            killer_call(Misbehaves)(how, later=True)
+
+        def fail() -> None:
+            error = ValueError("mine")
+            error.attribute = Misbehaves(how, later=True)  # type: ignore[attr-defined]
+            raise error
+
+        with pytest.raises(KillerError, match=f"ValueError: mine .*{RAISES[how]}"):
+            killer_call(fail)()
+
+
+def test_worker_ends_over_pickling() -> None:
+    """A death like any other."""
+    for how, later in itertools.product(ENDS, [False, True]):
+        expected, text = ENDS[how]
+        bad = Misbehaves(how, later=later)
+        with pytest.raises(expected, match=text):
+            killer_call(hostile.same if later else Misbehaves)(*([bad] if later else [how]))
+        assert 1 == killer_call(abs)(-1)
+
+
+def test_pickling_in_the_worker_hangs() -> None:
+    """It is under the same deadline."""
+    for what in ("argument", "closure", "result", "exception"):
+        slow = Misbehaves("hangs", later=True)
+
+        def fail() -> None:
+            error = ValueError("mine")
+            error.attribute = Misbehaves("hangs")  # type: ignore[attr-defined]
+            raise error
+
+        with took(0.3, 5), pytest.raises(TimeoutError):
+            match what:
+                case "argument":
+                    killer_call(hostile.same, timeout=0.3)(slow)
+                case "closure":
+                    killer_call(lambda: slow, timeout=0.3)()
+                case "result":
+                    killer_call(Misbehaves, timeout=0.3)("hangs")
+                case _:
+                    killer_call(fail, timeout=0.3)()
+
+
+def test_neighbours_of_what_cannot_be_pickled_keep_their_results() -> None:
+    """Each failure costs one item."""
+
+    def work(item: Any) -> Any:
+        match item:
+            case "late":
+                return Misbehaves("base exception", later=True)
+            case "raises":
+                raise BadLook
+            case str():
+                return Misbehaves(item)
+            case _:
+                return item
+
+    bad: list[Any] = ["interrupts", "exits", "late", "raises", Misbehaves("recurses")]
+    bad.append(Misbehaves("system exit", later=True))
+    items = [value for index, one in enumerate(bad) for value in (index, one)]
+    done = killercall.killer_pmap(work, items, cpus=2, on_error="return")
+    assert list(range(len(bad))) == done[::2]
+    assert all(isinstance(failure, KillerError) for failure in done[1::2])
+    kinds = ["SerializationError", "WorkerDied", "SerializationError", "KillerError"]
+    kinds += ["SerializationError", "SerializationError"]
+    assert kinds == [type(failure).__name__ for failure in done[1::2]]
+
+
+def nested(kind: type, depth: int = 100_000) -> Any:
+    """Deeper than any recursion gets."""
+    value: Any = None
+    for _ in range(depth):
+        value = Nested(value) if kind is Nested else kind([value])
+    return value
+
+
+class Nested:
+    """Holds one of its kind."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+
+def test_nested_without_end() -> None:
+    """The search for the culprit ends, and its way fits on the screen."""
+    for kind in (list, tuple, Nested):
+        with took(0, 5), pytest.raises(SerializationError, match="(?i)recursion") as caught:
+            killer_call(nested)(kind)
+        assert str(caught.value.path).endswith("...")
+        assert len(str(caught.value)) < 500
+        with took(0, 5), pytest.raises(SerializationError, match="(?i)recursion"):
+            killer_call(str)(nested(kind))
+        with pytest.raises(KillerError, match="raised builtins.ValueError"):
+            killer_call(lambda: _raise(ValueError(nested(kind))))()
+        assert 1 == killer_call(abs)(-1)
+
+
+def test_function_that_could_not_be_unpickled_is_tried_again(tmp_path: Any) -> None:
+    """What was in the way may be gone at the next call, in the same worker."""
+    (tmp_path / "missing_until_now.py").write_text("value = 3\n", encoding="utf-8")
+    where = str(tmp_path)
+    gate = tmp_path / "open"
+
+    class Gate:
+        def __reduce__(self) -> Any:
+            return pass_gate, (str(gate),)
+
+    closed = Gate()
+    call = killer_call(lambda: (closed, where, os.getpid()))
+    pid = killer_call(os.getpid)()
+    with pytest.raises(SerializationError, match="the function in the worker"):
+        call()
+    gate.touch()
+    assert ("passed", where, pid) == call()
+
+
+def pass_gate(path: str) -> str:
+    """Raises until the file is there."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+    return "passed"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Refuses to have attributes set, `__cause__` and `__notes__` too."""
+
+    code: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlotsError(Exception):
+    """The same with a state of its own."""
+
+    code: int
+
+
+class SlotsError(Exception):
+    """Keeps what it has in slots, one of them private."""
+
+    __slots__ = ("__hidden", "code", "unset")
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slots")
+        self.code = code
+        self.__hidden = code + 1
+
+    def hidden(self) -> int:
+        return self.__hidden
+
+
+class OwnOSError(OSError):
+    """Takes less than its base."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(2, "nothing there", "file")
+        self.code = code
+
+
+class OwnImportError(ImportError):
+    """The same."""
+
+    def __init__(self, code: int, module: str) -> None:
+        super().__init__("no such module", name=module, path="path")
+        self.code = code
+
+
+class KeywordOnly(Exception):
+    """Passes nothing on."""
+
+    def __init__(self, *, code: int) -> None:
+        self.code = code
+
+
+class NewTakesMore(Exception):
+    """Has a `__new__`."""
+
+    def __new__(cls, *args: Any) -> Any:
+        made = super().__new__(cls, *args)
+        made.code = 5
+        return made
+
+
+class GroupWithCode(ExceptionGroup[Exception]):
+    """A group that takes more."""
+
+    def __new__(cls, message: str, parts: Any, code: int) -> Any:
+        made = super().__new__(cls, message, parts)
+        made.code = code
+        return made
+
+
+class RefusesAttributes(Exception):
+    """Will not be changed."""
+
+    code = 5
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise RuntimeError(name)
+
+
+class BadLook(Exception):
+    """Will not be looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+UNUSUAL = [
+    FrozenError(5),
+    FrozenSlotsError(5),
+    SlotsError(5),
+    OwnOSError(5),
+    OwnImportError(5, "m"),
+    KeywordOnly(code=5),
+    NewTakesMore("a"),
+    GroupWithCode("g", [ValueError(1)], 5),
+    RefusesAttributes("no"),
+]
+
+
+def test_unusual_exceptions_arrive_as_themselves() -> None:
+    """From a call and from a map, with what they hold and the remote traceback."""
+    for error in UNUSUAL:
+        with pytest.raises(type(error)) as caught:
+            killer_call(hostile.raise_error)(error)
+        with pytest.raises(type(error)) as mapped:
+            killercall.killer_pmap(hostile.raise_error, [error])
+        for arrived in (caught.value, mapped.value):
+            assert (type(error), 5) == (type(arrived), arrived.code)
+            assert (str(error), repr(error.args)) == (str(arrived), repr(arrived.args))
+            assert "in raise_error" in str(arrived.__cause__)
+        assert "item 0 of the map" in mapped.value.__notes__[0]
+        if isinstance(error, SlotsError):
+            assert (6, False) == (caught.value.hidden(), hasattr(caught.value, "unset"))
+        if isinstance(error, OwnImportError):
+            assert ("m", "path") == (caught.value.name, caught.value.path)
+        if isinstance(error, OSError):
+            assert (2, "file") == (caught.value.errno, caught.value.filename)
+
+
+def test_local_exception_class_arrives_as_itself() -> None:
+    """One that only the function knows."""
+
+    def fail() -> None:
+        class Local(Exception):
+            def __init__(self, code: int, reason: str) -> None:
+                super().__init__(reason)
+                self.code = code
+
+        raise Local(1, "one")
+
+    with pytest.raises(Exception, match="one") as caught:
+        killer_call(fail)()
+    error: Any = caught.value
+    assert ("Local", 1, ("one",)) == (type(error).__name__, error.code, error.args)
+
+
+def test_exception_that_cannot_be_looked_at() -> None:
+    """Is described all the same, and the worker lives on."""
+    pid = killer_call(os.getpid)()
+    for options in ({}, {"retries": 1, "retry_on": KeyError}):
+        with pytest.raises(KillerError, match="raised .*BadLook") as caught:
+            killer_call(lambda: _raise(BadLook()), **options)()
+        assert "in _raise" in str(caught.value.__cause__)
+    assert pid == killer_call(os.getpid)()
+
+
+def test_group_with_a_part_that_cannot_be_pickled() -> None:
+    """Names the part."""
+
+    def fail() -> None:
+        raise ExceptionGroup("g", [KeyError(1), ExceptionGroup("inner", [Holds()])])
+
+    with pytest.raises(KillerError, match=r"exception\.exceptions\[1\]\.exceptions\[0\]\.lock"):
+        killer_call(fail)()
+
+
+def test_cause_and_context_need_not_be_pickled() -> None:
+    """They are in the traceback."""
+
+    def fail() -> None:
+        try:
+            raise Holds
+        except Holds as error:
+            raise KeyError("k") from error
+
+    with pytest.raises(KeyError) as caught:
+        killer_call(fail)()
+    assert "Holds: holds a lock" in str(caught.value.__cause__)
+
+
+class Liar(Exception):
+    """Comes back as something else."""
+
+    def __reduce__(self) -> Any:
+        return self.args
+
+
+LIES = [
+    ((int, (5,)), KillerError, "raised .*Liar.*it came back as 5"),
+    ((ValueError, ("v",)), ValueError, "v"),
+    (("x",), KillerError, "raised .*Liar.*PicklingError"),
+]
+
+
+def test_exception_that_lies() -> None:
+    """Another exception is taken for it; what is none is not raised."""
+    for lie, expected, text in LIES:
+        with pytest.raises(expected, match=text) as caught:
+            killer_call(lambda lie=lie: _raise(Liar(*lie)))()
+        assert "Liar" in str(caught.value.__cause__)
+
+
+def test_state_that_misbehaves() -> None:
+    """`__getstate__` in the worker, `__setstate__` in the host, `__del__` in both."""
+
+    class GetState:
+        def __getstate__(self) -> Any:
+            raise SystemExit(3)
+
+    class SetState:
+        def __setstate__(self, state: Any) -> None:
+            raise SystemExit(4)
+
+        def __getstate__(self) -> Any:
+            return {"a": 1}
+
+    with pytest.raises(SerializationError, match="SystemExit: 3"):
+        killer_call(GetState)()
+    with pytest.raises(SerializationError, match="SystemExit: 4"):
+        killer_call(SetState)()
+    with pytest.raises(SerializationError, match="SystemExit: 4"):
+        killer_call(hostile.same)(SetState())
+    assert 1 == killer_call(abs)(-1)
+
+
+def test_del_that_raises_is_told_and_no_more() -> None:
+    """As Python does it: on standard error; the value is there."""
+    script = """
+from killercall import killer_call
+class Loud:
+    def __del__(self): raise SystemExit(3)
+def work(argument): return 5, Loud()
+value, _ = killer_call(work)(Loud())
+print(value, killer_call(abs)(-1))
+"""
+    done = run_script(script)
+    assert ("5 1\n", 0) == (done.stdout, done.returncode)
+    assert "Loud.__del__" in done.stderr
+
+
+def test_interrupt_while_the_host_unpickles(tmp_path: Any) -> None:
+    """Ctrl+C works there as well."""
+    script = """
+import os, signal, sys, threading, time
+from killercall import killer_call, killer_pmap
+host = os.getpid()
+def load():
+    print("loading", flush=True)
+    if os.getpid() == host:
+        os.kill(host, signal.SIGINT)
+    time.sleep(600)
+class Slow:
+    def __reduce__(self): return load, ()
+def fail():
+    error = ValueError()
+    error.slow = Slow()
+    raise error
+for run in (killer_call(Slow), killer_call(fail), lambda: killer_pmap(lambda _: Slow(), [1])):
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("interrupted")
+print(killer_call(abs)(-1))
+"""
+    done = run_script(script)
+    assert ("", "loading\ninterrupted\n" * 3 + "1\n") == (done.stderr, done.stdout)

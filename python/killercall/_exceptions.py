@@ -62,6 +62,25 @@ def new_exception(cls: type[E], args: tuple[Any, ...]) -> E:
         return BaseException.__new__(cls, *args)
 
 
+def set_attribute(error: BaseException, name: str, value: Any) -> None:
+    """
+    Sets an attribute of somebody else's exception, whatever its `__setattr__` does.
+
+    A frozen dataclass refuses even `__cause__` and, with `add_note`, `__notes__`.
+    """
+    if name in {"args", "__cause__"}:
+        # A property of the class may hide them.
+        vars(BaseException)[name].__set__(error, value)
+    else:
+        object.__setattr__(error, name, value)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """As the method, for any exception."""
+    notes = vars(error).get("__notes__")
+    set_attribute(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
+
+
 def _seconds(value: float) -> str:
     """`4` and `4.0` both read `4s`; `0.25` reads `0.25s`."""
     return f"{value:.12g}s"

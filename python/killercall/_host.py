@@ -23,6 +23,7 @@ from killercall._exceptions import (
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
     WorkerDied,
     WorkerStartError,
+    set_attribute,
 )
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ class HostJob:
             raise
         except BaseException as error:
             # Whatever user code raises while it is unpickled, SystemExit too, fails this one call.
-            message = f"cannot unpickle {what}: {type(error).__name__}: {error}"
+            message = f"cannot unpickle {what}: {_payload.describe(error)}"
             raise SerializationError(message, path="result") from error
 
     def failure(self, outcome: _core.Outcome) -> BaseException:
@@ -382,7 +383,7 @@ class HostJob:
                 problem = str(unpickling)
             else:
                 if isinstance(error, BaseException):
-                    error.__cause__ = cause
+                    set_attribute(error, "__cause__", cause)
                     return error
                 problem = f"it came back as {_payload.short_repr(error)}"
         message = (
@@ -407,7 +408,7 @@ class HostJob:
         if body is None:
             return WorkerStartError(message, errno, exitcode=exitcode)
         cause = self._raised(body)
-        failure = WorkerStartError(f"{message}: {type(cause).__name__}: {cause}")
+        failure = WorkerStartError(f"{message}: {_payload.describe(cause)}")
         failure.__cause__ = cause
         return failure
 

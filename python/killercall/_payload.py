@@ -21,6 +21,7 @@ import io
 import itertools
 import pickle
 import sys
+import time
 import types
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
-from killercall._exceptions import SerializationError, new_exception
+from killercall._exceptions import SerializationError, new_exception, set_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,8 +95,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 None,
                 _set_method_state,
             )
-        if isinstance(obj, BaseException) and _has_default_reduce(type(obj)):
-            return _rebuild_exception, (type(obj), obj.args), obj.__dict__ or None
+        if issubclass(type(obj), BaseException) and _has_default_reduce(type(obj)):
+            return _reduce_exception(obj)
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
@@ -167,10 +168,34 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _has_default_reduce(cls: type[BaseException]) -> bool:
+    definer = next(base for base in cls.__mro__ if "__reduce__" in vars(base))
     return (
-        cls.__reduce__ is BaseException.__reduce__
+        definer.__module__ == "builtins"
         and cls.__reduce_ex__ is object.__reduce_ex__
         and cls not in copyreg.dispatch_table
+    )
+
+
+def _reduce_exception(error: BaseException) -> tuple[Any, ...]:
+    """What the class would do itself, but with slots, and see `_rebuild_exception`."""
+    cls = type(error)
+    reduced: Any = error.__reduce__()
+    args, state = reduced[1], reduced[2] if len(reduced) > 2 else None  # ruff: ignore[magic-value-comparison] - callable, arguments, state
+    if _has_own_state(cls):
+        # Both halves are the class's own; Python passes over the first one.
+        state = error.__getstate__()
+    slots = {}
+    for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]
+        with contextlib.suppress(AttributeError):
+            slots[name] = object.__getattribute__(error, name)
+    state = (state, slots) if state or slots else None
+    return _rebuild_exception, (cls, args), state, None, None, _set_exception_state
+
+
+def _has_own_state(cls: type[BaseException]) -> bool:
+    return (
+        cls.__getstate__ is not object.__getstate__
+        and cls.__setstate__ is not BaseException.__setstate__
     )
 
 
@@ -184,8 +209,20 @@ def _rebuild_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseE
     error = new_exception(cls, args)
     builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     builtin.__init__(error, *args)  # type: ignore[misc]
-    error.args = args
+    if cls.__reduce__ is BaseException.__reduce__:
+        # Others hand over more than their `args`.
+        set_attribute(error, "args", args)
     return error
+
+
+def _set_exception_state(error: BaseException, state: Any) -> None:
+    """Past a `__setattr__` of the class, which may refuse: frozen dataclasses do."""
+    attributes, slots = state
+    if attributes and type(error).__setstate__ is not BaseException.__setstate__:
+        error.__setstate__(attributes)
+        attributes = None
+    for name, value in {**(attributes or {}), **slots}.items():
+        set_attribute(error, name, value)
 
 
 def shares_main(function: types.FunctionType) -> bool:
@@ -419,25 +456,29 @@ def serializer_from(description: bytes | str) -> Serializer:
     return found
 
 
-def dumps(serializer: Serializer, value: Any, what: str) -> bytes:
+def dumps(
+    serializer: Serializer,
+    value: Any,
+    what: str,
+    *,
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> bytes:
     """
     Pickles `value`; what goes wrong is a `SerializationError` that names the culprit.
 
-    `what` is the first word of the path, such as `args`.
+    `what` is the first word of the path, such as `args`. Exceptions of the types `passing` are no
+    fault of the value: in the host that is Ctrl+C, in a worker there is none.
     """
     if isinstance(serializer, _Cloudpickle) and is_plain(value):
         return pickle.dumps(value, PROTOCOL)
     try:
         data = serializer.dumps(value)
-    except KeyboardInterrupt:
+    except passing:
         raise
     except BaseException as error:
         # Whatever user code raises while it is pickled, SystemExit too, fails this one call.
-        path, culprit = find_culprit(serializer, value, what)
-        message = (
-            f"cannot pickle {path} (a {type(culprit).__qualname__}): "
-            f"{type(error).__name__}: {error}"
-        )
+        path, culprit = find_culprit(serializer, value, what, passing)
+        message = f"cannot pickle {path} (a {type(culprit).__qualname__}): {describe(error)}"
         raise SerializationError(message, path=path) from error
     if not isinstance(data, bytes):
         message = f"the serializer's dumps must return bytes, not {type(data).__qualname__}"
@@ -445,28 +486,70 @@ def dumps(serializer: Serializer, value: Any, what: str) -> bytes:
     return data
 
 
-def find_culprit(serializer: Serializer, value: Any, path: str) -> tuple[str, Any]:
-    """The innermost part of `value` that cannot be pickled by itself, and the way to it."""
+# Where the search for a culprit ends: a value nested without end has no innermost part, and each
+# try may take as long as pickling the whole value did.
+_MAX_STEPS = 40
+_MAX_SECONDS = 1.0
+
+
+def find_culprit(
+    serializer: Serializer,
+    value: Any,
+    path: str,
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> tuple[str, Any]:
+    """
+    The innermost part of `value` that cannot be pickled by itself, and the way to it.
+
+    The way ends in `...` where the search was given up.
+    """
+    end = time.monotonic() + _MAX_SECONDS
     seen: set[int] = set()
     while id(value) not in seen:
+        if len(seen) == _MAX_STEPS or time.monotonic() > end:
+            return path + "...", value
         seen.add(id(value))
-        for step, part in itertools.islice(_parts(value), 1000):
-            if not _can_pickle(serializer, part):
-                path, value = path + step, part
+        try:
+            for step, part in itertools.islice(_parts(value), 1000):
+                if time.monotonic() > end:
+                    return path + "...", value
+                if not _can_pickle(serializer, part, passing):
+                    path, value = path + step, part
+                    break
+            else:
                 break
-        else:
+        except passing:
+            raise
+        except BaseException:
+            # It does not even let itself be looked at.
             break
     return path, value
 
 
-def _can_pickle(serializer: Serializer, value: Any) -> bool:
+def _can_pickle(
+    serializer: Serializer, value: Any, passing: tuple[type[BaseException], ...]
+) -> bool:
     try:
         serializer.dumps(value)
-    except KeyboardInterrupt:
+    except passing:
         raise
     except BaseException:
         return False
     return True
+
+
+def describe(error: BaseException) -> str:
+    """Its type and text, whatever its `__str__` does."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception, whatever its `__str__` does."""
+    try:
+        return str(error)
+    except BaseException:
+        return "<its __str__ raised>"
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -488,6 +571,12 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             if name in value.__globals__:
                 yield f".<global {name}>", value.__globals__[name]
     elif not isinstance(value, type):
+        if isinstance(value, BaseExceptionGroup):
+            for index, part in enumerate(value.exceptions):
+                yield f".exceptions[{index}]", part
+        elif isinstance(value, BaseException):
+            for index, part in enumerate(value.args):
+                yield f".args[{index}]", part
         state = getattr(value, "__dict__", None)
         if isinstance(state, dict):
             for name, part in state.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
-from killercall._exceptions import KillerError, SerializationError
+from killercall._exceptions import KillerError, SerializationError, add_note
 from killercall._host import HostJob, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
@@ -120,7 +120,7 @@ class _Results:
         if isinstance(failure, KillerError):
             failure.item = self.items[index]
             failure.index = index
-        failure.add_note(where)
+        add_note(failure, where)
         match self.options.on_timeout if timed_out else self.options.on_error:
             case "return":
                 self.values[index] = failure

@@ -89,7 +89,8 @@ class _Worker:
     def __init__(self, channel: _core.Channel) -> None:
         self._channel = channel
         self._pid = os.getpid()
-        self._functions: dict[int, _Function | BaseException] = {}
+        # Those that could not be unpickled stay bytes: what was in the way may be gone next time.
+        self._functions: dict[int, _Function | bytes] = {}
         self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
         self._follow = {"cwd": True, "environment": True}
         self._inherited = False
@@ -162,20 +163,20 @@ class _Worker:
     def _answer(
         self, number: int, context: bytes | None, function: bytes | None, arguments: bytes | None
     ) -> tuple[str, bytes]:
-        known: _Function | BaseException | None = None
+        known: _Function | bytes | None = None
         try:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
             if function is not None:
-                self._functions[number] = self._load_function(function)
+                self._functions[number] = function
             known = self._functions.get(number)
             if arguments is None or known is None:
                 # A function that is lost here is one that the host believes to be here.
                 self._spent = True
                 message = "no memory for the pickled arguments"
                 raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
-            if isinstance(known, BaseException):
-                raise known  # ruff: ignore[raise-within-try] - the same way as all others
+            if isinstance(known, bytes):
+                known = self._functions[number] = self._load_function(known)
             self._arm(known)
             value = self._call(known, arguments)
             return "returned", self._dump_value(value)
@@ -188,7 +189,7 @@ class _Worker:
             self._leave_if_stray()
             if self._max_memory is not None and _lacks_memory(error):
                 error = self._over_memory(known, error)
-            retryable = isinstance(known, _Function) and isinstance(error, known.retry_on)
+            retryable = isinstance(known, _Function) and _is_one_of(error, known.retry_on)
             return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
         finally:
             self._running = None
@@ -202,18 +203,14 @@ class _Worker:
         failure.__cause__ = error
         return failure.with_traceback(error.__traceback__)
 
-    def _load_function(self, pickled: bytes) -> _Function | BaseException:
-        """An error is kept as well: each task that calls this function gets it."""
+    def _load_function(self, pickled: bytes) -> _Function:
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(pickled)
                 return _Function(inherited.function, *rest)
             return _Function(*self._serializer.loads(pickled))
-        except Exception as error:
-            message = f"cannot unpickle the function in the worker: {type(error).__name__}: {error}"
-            failure = SerializationError(message, path="function")
-            failure.__cause__ = error
-            return failure
+        except BaseException as error:
+            raise self._unloadable("function", error) from error
 
     def _call(self, known: _Function, pickled: bytes) -> Any:
         if self._inherited and inherited is not None:
@@ -221,11 +218,8 @@ class _Worker:
         else:
             try:
                 args, kwargs = self._serializer.loads(pickled)
-            except Exception as error:
-                message = (
-                    f"cannot unpickle the arguments in the worker: {type(error).__name__}: {error}"
-                )
-                raise SerializationError(message, path="args") from error
+            except BaseException as error:
+                raise self._unloadable("arguments", error) from error
         before = _context.snapshot()
         self._running = known
         try:
@@ -235,8 +229,18 @@ class _Worker:
             _context.restore(before)
         return value
 
+    def _unloadable(self, what: str, error: BaseException) -> SerializationError:
+        """
+        Whatever user code raises while it is unpickled fails this one call.
+
+        SystemExit too: it is not the function that wants to leave.
+        """
+        self._leave_if_stray()
+        message = f"cannot unpickle the {what} in the worker: {_payload.describe(error)}"
+        return SerializationError(message, path="args" if what == "arguments" else what)
+
     def _dump_value(self, value: Any) -> bytes:
-        return _payload.dumps(self._serializer, value, "result")
+        return _payload.dumps(self._serializer, value, "result", passing=())
 
     def _leave_if_stray(self) -> None:
         """A child that the function forked has come back here: it must not answer for us."""
@@ -315,6 +319,11 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
+def _is_one_of(error: BaseException, classes: tuple[type[BaseException], ...]) -> bool:
+    """By its type alone: `isinstance` asks the exception too, which may raise."""
+    return any(issubclass(type(error), cls) for cls in classes)
+
+
 def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
     """
     An exception for the host: itself if it can be pickled, and in any case a description.
@@ -324,13 +333,13 @@ def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
     text = _format(error)
     pickled: bytes | None
     try:
-        pickled = _payload.dumps(serializer, error, "exception")
+        pickled = _payload.dumps(serializer, error, "exception", passing=())
         failure = None
-    except SerializationError as problem:
-        pickled, failure = None, str(problem)
+    except BaseException as problem:
+        pickled, failure = None, _payload.text_of(problem)
     description = {
         "type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": _message(error),
+        "message": _payload.text_of(error),
         "traceback": text,
         "pickled": pickled,
         "failure": failure,
@@ -338,21 +347,14 @@ def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
     return pickle.dumps(description, _payload.PROTOCOL)
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException:
-        return "<its __str__ raised>"
-
-
 def _format(error: BaseException) -> str:
     """The traceback without our own frames."""
-    trace = error.__traceback__
+    trace = vars(BaseException)["__traceback__"].__get__(error)
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
     except BaseException:
         frames = "".join(traceback.format_tb(trace))
-        last = f"{type(error).__qualname__}: {_message(error)}"
+        last = f"{type(error).__qualname__}: {_payload.text_of(error)}"
         return f"Traceback (most recent call last):\n{frames}{last}"
