@@ -318,6 +318,108 @@ for method in ("forkserver", "spawn", "fork"):
     assert ("", "True True (3, 8, 'int', 'other')\n" * 3) == (done.stderr, done.stdout)
 
 
+def test_more_kinds_of_classes_of_main() -> None:
+    """Metaclasses, enumerations, hooks: the same classes come back, and the host's stay as is."""
+    script = """
+import abc, enum, functools, typing
+from killercall import killer_call
+class Meta(type):
+    def __new__(meta, name, bases, namespace, **options):
+        made = super().__new__(meta, name, bases, namespace)
+        made.options = options
+        return made
+    @property
+    def kind(cls): return "kind " + cls.__name__
+class WithMeta(metaclass=Meta, option=3): pass
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def f(self): ...
+@Abstract.register
+class Registered: pass
+class Hook:
+    def __init_subclass__(cls, tag=None): cls.tag = tag
+class Hooked(Hook, tag="t"): pass
+class Field:
+    def __set_name__(self, owner, name): self.name = name
+    def __get__(self, instance, owner=None): return self.name
+class Described:
+    field = Field()
+class Outer:
+    class Inner: pass
+class Typed(typing.TypedDict):
+    a: int
+class Planet(enum.Enum):
+    EARTH = (2, 3)
+    MARS = (4, 5)
+    HOME = (2, 3)
+    def __init__(self, mass, radius): self.mass, self.radius = mass, radius
+    @property
+    def density(self): return self.mass * self.radius
+class Labelled(enum.Enum):
+    ONE = (1, "one")
+    def __new__(cls, value, label):
+        made = object.__new__(cls)
+        made._value_, made.label = value, label
+        return made
+class Flags(enum.Flag):
+    A = enum.auto()
+    B = enum.auto()
+    AB = A | B
+class Text(enum.StrEnum):
+    X = enum.auto()
+Functional = enum.Enum("Functional", "ONE TWO")
+class Weak:
+    __slots__ = ("a", "__weakref__")
+@typing.runtime_checkable
+class Proto(typing.Protocol):
+    def f(self) -> int: ...
+class Has:
+    def f(self): return 1
+class Single:
+    only = None
+    def __new__(cls):
+        cls.only = cls.only or super().__new__(cls)
+        return cls.only
+class Cached:
+    @functools.cached_property
+    def value(self): return 1
+    @functools.singledispatchmethod
+    def kind(self, x): return "other"
+class Err(BaseException): pass
+class Numbers(dict):
+    def __init__(self, *args): super().__init__(*args); self.count = len(self)
+values = [WithMeta(), Registered(), Hooked(), Described(), Outer.Inner(), Planet.MARS,
+    Labelled.ONE, Flags.AB, Text.X, Functional.TWO, Weak(), Has(), Single(), Cached(), Err(1),
+    Numbers({1: 2})]
+classes = [*map(type, values), Meta, Abstract, Hook, Field, Outer, Typed, Proto]
+def attributes():
+    # The last one is a cache of pickle's.
+    passing = {"_abc_impl", "__slotnames__"}
+    return [{k: v for k, v in vars(c).items() if k not in passing} for c in classes]
+before = attributes()
+def use(values):
+    assert type(values[0]) is WithMeta and WithMeta.kind == "kind WithMeta"
+    assert WithMeta.options == {"option": 3} and isinstance(values[1], Abstract)
+    assert Hooked.tag == "t" and values[3].field == "field" and isinstance(values[11], Proto)
+    assert values[5] is Planet.MARS and Planet.MARS.density == 20
+    assert Planet["HOME"] is Planet.HOME is Planet.EARTH and Labelled(1).label == "one"
+    assert Flags["AB"] is Flags.A | Flags.B and values[8] == "x" and values[15].count == 1
+    assert values[13].value == 1 and values[13].kind(3) == "other"
+    for cls in (WithMeta, Hooked, Single, Weak):
+        cls.changed = "in the worker"
+    Single.only = Hooked.tag = None
+    return values, classes
+for method in ("forkserver", "spawn", "fork"):
+    for _ in range(2):
+        back, types = killer_call(use, start_method=method)(values)
+        print(all(type(a) is type(b) for a, b in zip(values, back, strict=True)), end=" ")
+        print(all(a is b for a, b in zip(classes, types, strict=True)), attributes() == before)
+        assert back[5] is Planet.MARS and back[9] is Functional.TWO
+"""
+    done = run_script(script)
+    assert ("", "True True True\n" * 6) == (done.stderr, done.stdout)
+
+
 class HostileRepr:
     """Cannot be shown."""
 

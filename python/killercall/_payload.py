@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import enum
 import functools
 import io
 import itertools
@@ -80,21 +81,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         if isinstance(obj, functools._lru_cache_wrapper):
             return self._reduce_cached(obj)
+        if type(obj) is functools.singledispatchmethod:
+            # From Python 3.13 on it holds a cache of weak references.
+            parts = (obj.dispatcher, obj.func)
+            return functools.singledispatchmethod, (_same,), parts, None, None, _set_method_state
         if type(obj) is functools.cached_property:
             # Up to Python 3.11 it holds a lock.
             state = (obj.func, obj.attrname)
             return functools.cached_property, (_same,), state, None, None, _set_property_state
-        if type(obj) is functools.singledispatchmethod:
-            # So does this, from 3.13 on, in its cache.
-            method_state = (obj.func, obj.dispatcher)
-            return (
-                functools.singledispatchmethod,
-                (_same,),
-                method_state,
-                None,
-                None,
-                _set_method_state,
-            )
         if issubclass(type(obj), BaseException) and _has_default_reduce(type(obj)):
             return _reduce_exception(obj)
         return super().reducer_override(obj)
@@ -106,6 +100,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if self._towards_host and _is_inherited(cls):
             return _class_of_main, (cls.__qualname__,)
         reduced = super().reducer_override(cls)
+        if isinstance(reduced, tuple) and issubclass(cls, enum.Enum):
+            reduced = _with_members(reduced, cls)
         # The class of a NamedTuple brings its own, and must not be told.
         if isinstance(reduced, tuple) and vars(cls).get("__slots__"):
             reduced = _with_slots(reduced, cls)
@@ -239,6 +235,33 @@ def _with_slots(reduced: tuple[Any, ...], cls: type) -> tuple[Any, ...]:
     return make, (*arguments[:3], namespace, *arguments[4:]), *rest
 
 
+def _with_members(reduced: tuple[Any, ...], cls: type[enum.Enum]) -> tuple[Any, ...]:
+    """Cloudpickle leaves out aliases, and what the members' own `__init__` or `__new__` has set."""
+    make, arguments, state, *_ = reduced
+    if make is not _internals._make_skeleton_enum:
+        return reduced
+    members = {name: member.value for name, member in cls.__members__.items()}
+    arguments = (*arguments[:3], members, *arguments[4:])
+    attributes = {
+        name: {key: value for key, value in vars(member).items() if key not in _OF_MEMBERS}
+        for name, member in cls.__members__.items()
+    }
+    in_class, slots = state
+    in_class = {name: value for name, value in in_class.items() if name not in members}
+    return make, arguments, ((in_class, slots), attributes), None, None, _set_enum_state
+
+
+# What the class of an enumeration gives each member.
+_OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+
+
+def _set_enum_state(cls: type[enum.Enum], state: Any) -> None:
+    of_class, attributes = state
+    _internals._class_setstate(cls, of_class)
+    for name, values in attributes.items():
+        vars(cls.__members__[name]).update(values)
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -259,7 +282,7 @@ def _set_property_state(cached: Any, state: Any) -> None:
 
 
 def _set_method_state(method: Any, state: Any) -> None:
-    method.func, method.dispatcher = state
+    method.dispatcher, method.func = state
 
 
 def _is_generic(function: types.FunctionType) -> bool:
