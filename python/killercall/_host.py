@@ -190,6 +190,10 @@ class HostJob:
         """With `start_method="fork"`, `calls` must hold all calls: the copy inherits them."""
         check_depth()
         self.name = name_of(function)
+        if sys.is_finalizing():
+            # Too late to pickle anything: its modules are being taken apart.
+            message = f"cannot call function {self.name!r}: the interpreter is shutting down"
+            raise RuntimeError(message)
         self._options = options
         self._forks = options.start_method == "fork"
         self._batch = batch
