@@ -5,6 +5,7 @@ The host's side: from options to a job, and from outcomes to values and exceptio
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import pickle
@@ -443,8 +444,10 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
     copy = _core.ServerCopy()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # What is in the buffers would be written twice.
-            stream.flush()
+            # What is in the buffers would be written twice. If it cannot be written, it is the
+            # host that has to be told, when it prints.
+            with contextlib.suppress(Exception):
+                stream.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         roster, control = copy.fork(os.fork)

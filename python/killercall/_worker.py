@@ -291,8 +291,9 @@ def _prepare_process(channel: _core.Channel) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # What was printed before a kill has been seen.
-            stream.reconfigure(line_buffering=True)
+            # What was printed before a kill has been seen. The host may have closed it.
+            with contextlib.suppress(Exception):
+                stream.reconfigure(line_buffering=True)
 
 
 def _new_main() -> types.ModuleType:
