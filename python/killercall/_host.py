@@ -98,7 +98,16 @@ def shutdown() -> None:
     _shared.roster.shutdown()
 
 
-atexit.register(shutdown)
+_is_exiting = False
+
+
+def _shutdown_at_exit() -> None:
+    global _is_exiting  # ruff: ignore[global-statement] - one per process, like what it describes
+    _is_exiting = True
+    shutdown()
+
+
+atexit.register(_shutdown_at_exit)
 
 
 def idle_workers() -> int:
@@ -307,7 +316,14 @@ class HostJob:
         On Ctrl+C, and whatever else a signal handler raises, ends the rest, with its grace period
         unless there is a second one, and raises that.
         """
-        return self._job.wait()
+        outcomes = self._job.wait()
+        if _is_exiting and threading.current_thread().daemon:
+            for outcome in outcomes:
+                if outcome.ending == "died":
+                    # By our own hand, as nobody waits for this thread: a traceback on standard
+                    # error would be noise. Threads end quietly on this.
+                    raise SystemExit
+        return outcomes
 
     def shortage(self) -> tuple[int, str] | None:
         """How many workers the system allowed and why, if those were fewer than asked for."""
