@@ -11,6 +11,17 @@ if sys.platform == "win32":
     _message = "killercall supports Linux and macOS; on Windows it works inside WSL"
     raise ImportError(_message)
 
+try:
+    import _interpreters  # type: ignore[import-not-found]
+except ImportError:
+    # Its name up to Python 3.12.
+    import _xxsubinterpreters as _interpreters  # type: ignore[import-not-found]  # ruff: ignore[import-private-name] - it has no other
+
+if _interpreters.get_current() != _interpreters.get_main():
+    # Each would need its own forkserver, and its own handlers at exit and at fork.
+    _message = "killercall works in the main interpreter only, not in a subinterpreter"
+    raise ImportError(_message)
+
 from killercall._call import KillerFunction, killer_call
 from killercall._core import __version__
 from killercall._exceptions import (
