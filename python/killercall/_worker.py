@@ -265,9 +265,11 @@ _MISSING = object()
 
 def _lacks_memory(error: BaseException) -> bool:
     """Whether this process was refused memory; what a call inside of this one met is its own."""
-    if isinstance(error, MemoryLimitExceeded):
+    if _is_one_of(error, (MemoryLimitExceeded,)):
         return False
-    return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
+    # Not `error.__cause__`, which its class may define anew.
+    cause = vars(BaseException)["__cause__"].__get__(error)
+    return issubclass(type(error), MemoryError) or issubclass(type(cause), MemoryError)
 
 
 def _exit_status(error: SystemExit) -> int:
