@@ -148,8 +148,17 @@ def test_number_instead_of_function() -> None:
         killer_call(4)
 
 
+class LaterWhenCalled:
+    """Its instances are functions that are coroutines."""
+
+    async def __call__(self) -> int:
+        return 1
+
+
 def test_async_function() -> None:
     """Not yet, and it says so."""
+    with pytest.raises(TypeError, match="async yet"):
+        killer_call(LaterWhenCalled())
     with pytest.raises(TypeError, match="async yet"):
         killer_call(later)
     with pytest.raises(TypeError, match="async yet"):

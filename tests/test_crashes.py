@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import textwrap
@@ -285,6 +286,31 @@ def test_idle_worker_stopped_from_outside() -> None:
             assert worker == error.pid
 
     assert killer_call(hostile.pid, timeout=5)() != worker
+
+
+def test_call_that_ruins_its_worker() -> None:
+    """It costs that call, and not the next."""
+
+    def work() -> Any:
+        import sys
+
+        sys.modules.clear()
+        return object
+
+    for _ in range(3):
+        with contextlib.suppress(Exception):
+            killer_call(work, timeout=20)()
+        assert killer_call(hostile.same, timeout=20)("next") == "next"
+
+
+def test_closed_descriptors_print_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker that has lost the way to its host says so, without a traceback of our insides."""
+    # The answer may have been complete by then, or not.
+    with contextlib.suppress(killercall.WorkerDied):
+        assert killer_call(os.closerange, timeout=20)(3, 65536) is None
+    printed = capfd.readouterr().err
+    assert "lost the way to its host" in printed
+    assert 1 == len(printed.splitlines())
 
 
 def test_killing_a_sibling(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from killercall._host import HostJob, is_inline
@@ -211,8 +210,9 @@ def check_function(function: Any) -> None:
         message = f"func must be callable, not {short_repr(function)} of type {kind}"
         raise TypeError(message)
     inner = function.__wrapped__ if isinstance(function, KillerFunction) else function
-    if inspect.iscoroutinefunction(inner) or (
-        isinstance(inner, types.FunctionType) and inspect.isasyncgenfunction(inner)
+    if any(
+        inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)
+        for part in (inner, vars(type(inner)).get("__call__"))
     ):
         message = f"func must not be async yet: {short_repr(function)}"
         raise TypeError(message)

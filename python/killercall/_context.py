@@ -72,7 +72,11 @@ _lock = threading.Lock()
 
 def depth() -> int:
     """How many calls enclose this process: 0 in the host."""
-    return int(os.environ.get(DEPTH_VARIABLE, "0"))
+    value = os.environ.get(DEPTH_VARIABLE, "0")
+    if not value.isdecimal():
+        message = f"{DEPTH_VARIABLE} is set by killercall and must be a whole number, not {value!r}"
+        raise ValueError(message)
+    return int(value)
 
 
 def max_depth() -> int:

@@ -125,11 +125,13 @@ def check_timeout(name: str, value: Any) -> float | None:
 def _check_grace(name: str, value: Any) -> float:
     if not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0:
         return 0.0
-    seconds = check_timeout(name, value)
-    if seconds is None:
+    if value is None:
         message = f"{name} must be a number of seconds or a datetime.timedelta, not None"
         raise TypeError(message)
-    return seconds
+    if isinstance(value, float) and math.isinf(value) and value > 0:
+        message = f"{name} must be finite, not {value!r}"
+        raise ValueError(message)
+    return check_timeout(name, value) or 0.0
 
 
 def _check_start_method(name: str, value: Any) -> str:

@@ -49,6 +49,9 @@ def main(segment: int, socket: int) -> NoReturn:
         status = 0
     except _Leave as leave:
         status = leave.status
+    except OSError as error:
+        # The function has closed our descriptors, say. The host hears of the exit code.
+        print(f"killercall: a worker has lost the way to its host: {error}", file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -98,6 +101,8 @@ class _Worker:
         # Set when this process is not fit for another call.
         self._spent = False
         self._running: _Function | None = None
+        # Whether an exception came out of the function itself.
+        self._raised = False
         self._handles_term = False
 
     def serve(self) -> None:
@@ -164,6 +169,7 @@ class _Worker:
         self, number: int, context: bytes | None, function: bytes | None, arguments: bytes | None
     ) -> tuple[str, bytes]:
         known: _Function | bytes | None = None
+        self._raised = False
         try:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
@@ -187,6 +193,9 @@ class _Worker:
             raise _Leave(_exit_status(error)) from None
         except BaseException as error:
             self._leave_if_stray()
+            # What fails outside of the function may fail for all that come after, if a call has
+            # cleared `sys.modules`, say.
+            self._spent |= not self._raised
             if self._max_memory is not None and _lacks_memory(error):
                 error = self._over_memory(known, error)
             retryable = isinstance(known, _Function) and _is_one_of(error, known.retry_on)
@@ -224,6 +233,9 @@ class _Worker:
         self._running = known
         try:
             value = known.function(*args, **kwargs)
+        except BaseException:
+            self._raised = True
+            raise
         finally:
             self._leave_if_stray()
             _context.restore(before)
