@@ -11,12 +11,16 @@ import sys
 import tempfile
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 import hostile
 from killercall import WorkerDied, killer_call, killer_pmap
-from processes import alive_with_mark, is_running, run_script, took, wait_until
+from processes import TESTS, alive_with_mark, is_running, run_script, took, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 METHODS = ("forkserver", "spawn", "fork")
 
@@ -451,6 +455,28 @@ print(os.waitpid(child, 0)[1])
 """
     done = run_script(script)
     assert ("", "1\n0\n") == (done.stderr, done.stdout)
+
+
+def test_log_handler_that_raises(tmp_path: Path) -> None:
+    """It is called in the middle of our own code; its error comes out as itself."""
+    script = f"""
+import logging, signal, sys
+sys.path.insert(0, {str(TESTS)!r})
+import hostile
+from killercall import killer_call
+class Refuses(logging.Handler):
+    def handle(self, record): raise LookupError(record.getMessage())
+logging.getLogger().addHandler(Refuses())
+stop = killer_call(hostile.signal_machinery, timeout=0.3)
+try:
+    stop("forkserver", signal.SIGSTOP, {str(tmp_path / "pids")!r})
+except LookupError as error:
+    print(error)
+print(killer_call(abs)(-1))
+"""
+    done = run_script(script)
+    said = "the forkserver does not answer; ending it and all its workers"
+    assert ("", f"{said}\n1\n") == (done.stderr, done.stdout)
 
 
 STREAMS = """

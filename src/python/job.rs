@@ -48,12 +48,12 @@ impl Roster {
     /// Asks the forkserver to import modules before it forks further workers.
     fn preload(&self, py: Python<'_>, start: LaunchArguments, modules: &str) -> PyResult<()> {
         let launch = launch(start);
-        Ok(py.detach(|| self.0.preload(&launch, modules))?)
+        Ok(detached(py, || self.0.preload(&launch, modules))??)
     }
 
     /// Ends the forkserver and all its workers, and waits until nothing is left of them.
-    fn shutdown(&self, py: Python<'_>) {
-        py.detach(|| self.0.shutdown());
+    fn shutdown(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || self.0.shutdown())
     }
 }
 
@@ -130,6 +130,26 @@ impl Job {
     }
 }
 
+/// Runs this detached, and finds what Python's logging has raised meanwhile: a handler of the user's
+/// that fails, or Ctrl+C. The bridge to it has nobody to return an error to, and leaves it set.
+fn detached<T: Send>(py: Python<'_>, run: impl FnOnce() -> T + Send) -> PyResult<T> {
+    let value = py.detach(run);
+    PyErr::take(py).map_or(Ok(value), Err)
+}
+
+/// Ends what is unfinished, with its grace period unless another signal handler raises.
+fn wind_down(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
+    detached(py, || driver.cancel_all(true))?;
+    while driver.unfinished() > 0 {
+        detached(py, || driver.wait(SLICE))??;
+        driver.take_done();
+        if py.check_signals().is_err() {
+            detached(py, || driver.cancel_all(false))?;
+        }
+    }
+    Ok(())
+}
+
 fn seconds(value: f64) -> PyResult<Duration> {
     // Infinity and what a Duration cannot hold are the caller's: Python checks arguments first.
     Duration::try_from_secs_f64(value).map_err(|error| PyOverflowError::new_err(format!("{value}: {error}")))
@@ -200,8 +220,7 @@ impl Job {
     fn submit(&self, py: Python<'_>, task: u64, arguments: Vec<u8>) -> PyResult<()> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        py.detach(|| driver.submit(task, arguments));
-        Ok(())
+        detached(py, || driver.submit(task, arguments))
     }
 
     /// What enters is the job; what leaves ends it. Native, so that no signal handler can raise
@@ -221,16 +240,9 @@ impl Job {
     fn wait(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        while py.detach(|| driver.wait(SLICE))? != Wait::Done {
+        while detached(py, || driver.wait(SLICE))?? != Wait::Done {
             if let Err(interrupt) = py.check_signals() {
-                py.detach(|| driver.cancel_all(true));
-                while driver.unfinished() > 0 {
-                    py.detach(|| driver.wait(SLICE))?;
-                    driver.take_done();
-                    if py.check_signals().is_err() {
-                        py.detach(|| driver.cancel_all(false));
-                    }
-                }
+                wind_down(py, driver)?;
                 return Err(interrupt);
             }
         }
@@ -251,7 +263,7 @@ impl Job {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        Ok(py.detach(|| driver.close())?)
+        Ok(detached(py, || driver.close())??)
     }
 
     /// Why no worker could be had: what happened, error number, exit code, memory, exception.
