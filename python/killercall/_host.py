@@ -28,6 +28,7 @@ from killercall._exceptions import (
 )
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Sequence
 
     from killercall._options import Options
@@ -464,6 +465,14 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
             # host that has to be told, when it prints.
             with contextlib.suppress(Exception):
                 stream.flush()
+    # Python runs hooks of many modules around a fork, and what a signal handler raises in one is
+    # printed and lost. The mask alone does not keep it away: another thread may take the signal.
+    late: list[tuple[int, types.FrameType | None]] = []
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):
+        signal.signal(signal.SIGINT, lambda number, frame: late.append((number, frame)))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         roster, control = copy.fork(os.fork)
@@ -481,6 +490,10 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
                 _forkserver.serve(control)
             finally:
                 os._exit(1)
-        return roster
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
+    if late and callable(handler):
+        handler(*late[0])
+    return roster

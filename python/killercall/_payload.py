@@ -57,9 +57,9 @@ def is_plain(value: Any) -> bool:
     if kind in _ATOMS:
         return True
     if kind is tuple or kind is list:
-        return all(type(element) in _ATOMS for element in value)
+        return _ATOMS.issuperset(map(type, value))
     if kind is dict:
-        return all(type(key) in _ATOMS and type(value[key]) in _ATOMS for key in value)
+        return _ATOMS.issuperset(map(type, value)) and _ATOMS.issuperset(map(type, value.values()))
     return False
 
 
