@@ -201,8 +201,11 @@ impl Forkserver {
                 Ok(Some(received)) if received.bytes > 0 => {
                     if let Ok(pids) = Introduction::decode(&bytes) {
                         let mut fds = received.fds.into_iter();
-                        let pids = std::iter::once(pids.guard).chain(pids.server);
-                        self.set_family(pids.map(|pid| Process::new(pid, fds.next())));
+                        let family = std::iter::once(pids.guard).chain(pids.server);
+                        // The guard knows more, and may have been quicker.
+                        if pids.server.is_some() || self.family().len() < 2 {
+                            self.set_family(family.map(|pid| Process::new(pid, fds.next())));
+                        }
                     }
                 }
                 Ok(None) => return true,
