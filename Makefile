@@ -69,6 +69,7 @@ format: $(VENV)/.tools
 lint: $(VENV)/.tools
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets --features fault-injection -- -D warnings
 	$(BIN)/ruff format --check python tests benchmarks examples
 	$(BIN)/ruff check python tests benchmarks examples
 	@# pyo3 belongs to src/python; unsafe, libc and nix belong to src/sys.

@@ -332,6 +332,7 @@ def judge(case: Case, status: int | None, entries: list[dict]) -> list[str]:
 
 def step_names() -> list[str]:
     """The steps that the build has."""
+    assert BUILD.exists(), "make build/faults/.built makes the build that this needs"
     command = "from killercall import _core; print(*_core.FAULT_STEPS)"
     found = subprocess.run(
         [sys.executable, "-c", command],
