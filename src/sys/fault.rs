@@ -132,7 +132,7 @@ mod injection {
 
     /// Longer than any wait for a forkserver that does not answer, shorter than the timeouts of
     /// the tests.
-    const STALL: Duration = Duration::from_millis(1500);
+    const STALL: Duration = Duration::from_secs(1);
 
     #[derive(Clone, Copy, Debug)]
     enum Action {
