@@ -11,10 +11,13 @@ use super::control::{COMMAND_LEN, Command, Introduction, NOTICE_LEN, Notice};
 use crate::error::Error;
 use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Process};
+use crate::time::Moment;
 use crate::transport::HostChannel;
 
 /// How long an orderly end may take before it is left to itself.
 const END_LIMIT: Duration = Duration::from_secs(2);
+/// How long after its last word a forkserver is taken to be at work.
+const BUSY_LIMIT: Duration = Duration::from_millis(500);
 /// How long the guard may take before it is taken for stopped.
 const STOPPED_LIMIT: Duration = Duration::from_millis(300);
 
@@ -49,6 +52,8 @@ pub struct Forkserver {
     next_worker: AtomicU64,
     lost: AtomicBool,
     over: AtomicBool,
+    /// When it last said something, in nanoseconds.
+    heard: AtomicU64,
     /// The process that made this. A copy of it must not end it.
     owner: i32,
     /// Whom to let go on if they do not do as they are told: who was started, then, once they are
@@ -89,6 +94,7 @@ impl Forkserver {
             next_worker: AtomicU64::new(1),
             lost: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
             owner: sys::pid(),
             family: Mutex::default(),
         };
@@ -176,6 +182,18 @@ impl Forkserver {
             Ok(Notice::ForkFailed { errno }) if received.bytes == NOTICE_LEN => Some(errno),
             _ => None,
         }
+    }
+
+    /// Remembers that it has just told of one of its workers.
+    pub fn is_heard(&self) {
+        self.heard.store(sys::now().as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether it has told of one of its workers lately. On a machine with far more to do than cores
+    /// to do it, the answer that somebody waits for may take long all the same.
+    pub fn is_busy(&self) -> bool {
+        let heard = Moment::from_nanos(self.heard.load(Ordering::Relaxed));
+        sys::now().since(heard) < BUSY_LIMIT
     }
 
     /// Marks it as useless: it ended, or does not do as it is told.

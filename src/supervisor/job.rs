@@ -455,11 +455,11 @@ impl Job {
                 (*step, *until) = (TerminateStep::Nudged, now + STUCK_LIMIT);
                 actions.push(Action::Nudge { worker: id });
             }
-            TerminateStep::Nudged => {
-                *step = TerminateStep::Abandoned;
+            TerminateStep::Nudged | TerminateStep::Abandoned => {
+                // Again and again: a forkserver that still does things for others is given time.
+                (*step, *until) = (TerminateStep::Abandoned, now + STUCK_LIMIT);
                 actions.push(Action::Abandon { worker: id });
             }
-            TerminateStep::Abandoned => {}
         }
     }
 
@@ -538,9 +538,7 @@ impl Job {
                     self.workers[at].1.state = WorkerState::Starting { until, nudge_at };
                     actions.push(Action::Nudge { worker: id });
                 }
-                WorkerState::Terminating { step, until, .. }
-                    if now >= until && step != TerminateStep::Abandoned =>
-                {
+                WorkerState::Terminating { until, .. } if now >= until => {
                     self.step(id, now, actions);
                 }
                 _ => {}

@@ -176,8 +176,12 @@ impl HostWorker {
         self.server.nudge();
     }
 
-    /// Ends its forkserver, and with it all of its workers.
+    /// Ends its forkserver, and with it all of its workers, unless that is only busy: then it has
+    /// lately told of another worker.
     pub fn abandon(&self) {
+        if self.server.is_busy() {
+            return;
+        }
         log::warn!("the forkserver does not answer; ending it and all its workers");
         self.server.shutdown();
     }
@@ -200,6 +204,7 @@ impl HostWorker {
         }
         let record: [u8; NOTICE_LEN] = self.partial[..].try_into().expect("just that many were read");
         self.partial.clear();
+        self.server.is_heard();
         let exit = match Notice::decode(&record) {
             Ok(Notice::Forked { pid }) => {
                 self.pid = Some(pid);

@@ -208,9 +208,9 @@ impl Worker {
     pub fn due(&self) -> Option<Moment> {
         match self.state {
             WorkerState::Running { deadline, .. } if !self.revoking => deadline,
-            WorkerState::Terminating { step, until, .. } if step != TerminateStep::Abandoned => Some(until),
+            WorkerState::Terminating { until, .. } => Some(until),
             WorkerState::Starting { until, nudge_at } => Some(until.min(nudge_at)),
-            WorkerState::Idle | WorkerState::Running { .. } | WorkerState::Terminating { .. } => None,
+            WorkerState::Idle | WorkerState::Running { .. } => None,
         }
     }
 }
