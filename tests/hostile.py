@@ -320,6 +320,19 @@ def overwrite_segment(path: str) -> None:
     time.sleep(FOREVER)
 
 
+def send_stray_file(path: str, item: int, culprit: int) -> object:
+    """The `culprit` sends a file that nobody waits for before its big answer; the others behave."""
+    append(path, str(item))
+    if item != culprit:
+        return item
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as duplicate:
+                    socket.send_fds(duplicate, [b"?"], [0])
+    return b"x" * 1_000_000
+
+
 def signal_machinery(which: str, number: int, path: str) -> None:
     """Sends a signal to its `forkserver` or `guard`, then hangs."""
     note_worker(path)

@@ -463,3 +463,24 @@ def test_overwritten_segment(tmp_path: Path) -> None:
 
     assert "wrote nonsense" in str(caught.value)
     assert ["ran"] == lines(ran)
+
+
+def test_nonsense_among_tasks_handed_ahead(tmp_path: Path) -> None:
+    """What a worker went on to after an answer that was nonsense does not run again."""
+    ran = str(tmp_path / "ran")
+    culprits = [100, 300, 500]
+
+    for culprit in culprits:
+        results = killer_pmap(
+            lambda item, culprit=culprit: hostile.send_stray_file(ran, item, culprit),
+            range(culprit - 100, culprit + 100),
+            cpus=1,
+            timeout=20,
+            on_error="return",
+        )
+        assert isinstance(results[100], killercall.WorkerDied)
+        assert "nonsense" in str(results[100])
+        good = [value for value in results if not isinstance(value, killercall.WorkerDied)]
+        assert good == [item for item in range(culprit - 100, culprit + 100) if item in good]
+
+    assert list(map(str, range(600))) == sorted(lines(tmp_path / "ran"), key=int)

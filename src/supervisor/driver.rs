@@ -282,8 +282,8 @@ impl Driver {
                     self.settle();
                     let crew = &self.crew[at];
                     let over_memory = crew.worker.over_memory;
-                    // An answer that was refused is gone from what is in hand, and its task was started.
-                    let started = crew.corrupt.is_some() || crew.worker.has_started();
+                    let handed = self.job.worker(id).map_or(0, |worker| worker.handed.len());
+                    let started = crew.worker.started(handed, crew.corrupt.is_none());
                     self.note_failed_start(id, exit, over_memory);
                     let over_memory = over_memory.is_some();
                     self.events.push_back(Event::Exited { worker: id, started, over_memory });

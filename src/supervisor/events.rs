@@ -85,8 +85,8 @@ pub enum Event {
     Exited {
         /// The worker.
         worker: WorkerId,
-        /// Whether it had started its oldest task.
-        started: bool,
+        /// How many of its tasks it had started, oldest first: one at most, unless it wrote nonsense.
+        started: usize,
         /// Whether it was killed because it used too much memory.
         over_memory: bool,
     },

@@ -341,7 +341,7 @@ impl Job {
     fn exited(
         &mut self,
         id: WorkerId,
-        started: bool,
+        started: usize,
         over_memory: bool,
         now: Moment,
         actions: &mut Vec<Action>,
@@ -349,9 +349,14 @@ impl Job {
         let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
         let (_, mut worker) = self.workers.remove(at);
         let elapsed = worker.elapsed(now);
-        let head = if started { worker.handed.pop_front() } else { None };
-        let untouched = worker.handed.front().copied().filter(|_| !started);
+        let mut begun = worker.handed.drain(..started.min(worker.handed.len())).collect::<VecDeque<_>>();
+        let untouched = worker.handed.front().copied().filter(|_| begun.is_empty());
         self.requeue(worker.handed);
+        let head = begun.pop_front();
+        for task in begun {
+            // It went on after the answer that was nonsense. What it said of these is not known.
+            self.failed(task, Ending::Died, self.policy.retry_died, id, Duration::ZERO, actions);
+        }
         let reason = match worker.state {
             WorkerState::Starting { .. } => return self.start_failed(id, over_memory, actions),
             WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. } => {

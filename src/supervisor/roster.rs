@@ -146,9 +146,19 @@ impl HostWorker {
         count
     }
 
-    /// Whether it has started the oldest of its tasks. Whose account makes no sense has.
-    pub fn has_started(&self) -> bool {
-        !self.in_hand.is_empty() && self.channel.unclaimed() != self.in_hand.len()
+    /// How many of the `handed` tasks that its job knows of it has started.
+    ///
+    /// A sound worker is in the middle of one at most. One that wrote nonsense may have gone on after
+    /// the answer that was refused (which is in hand no more), and its account of what it has not
+    /// started counts only as far as it can be.
+    pub fn started(&self, handed: usize, sound: bool) -> usize {
+        let in_hand = self.in_hand.len();
+        let unclaimed = self.channel.unclaimed();
+        if sound {
+            return usize::from(in_hand > 0 && unclaimed != in_hand);
+        }
+        let refused = handed.saturating_sub(in_hand);
+        (refused + in_hand.checked_sub(unclaimed).unwrap_or(in_hand)).max(1)
     }
 
     /// Its oldest task is answered.

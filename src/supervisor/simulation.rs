@@ -366,7 +366,7 @@ impl World {
                 self.read_answers(at);
                 let (id, worker) = &mut self.workers[at];
                 worker.exit_told = true;
-                let started = worker.running.is_some();
+                let started = usize::from(worker.running.is_some());
                 let over_memory = worker.over_memory;
                 self.events.push_back(Event::Exited { worker: *id, started, over_memory });
             }
