@@ -333,6 +333,16 @@ def send_stray_file(path: str, item: int, culprit: int) -> object:
     return b"x" * 1_000_000
 
 
+def send_many_files() -> None:
+    """Sends more files at once than its host takes, and hangs."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as duplicate:
+                    socket.send_fds(duplicate, [b"?"], [0] * 32)
+    time.sleep(FOREVER)
+
+
 def signal_machinery(which: str, number: int, path: str) -> None:
     """Sends a signal to its `forkserver` or `guard`, then hangs."""
     note_worker(path)

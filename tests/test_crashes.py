@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import textwrap
@@ -18,6 +19,7 @@ from processes import (
     TESTS,
     is_running,
     lines,
+    open_fds,
     recorded,
     run_script,
     still_running,
@@ -484,3 +486,15 @@ def test_nonsense_among_tasks_handed_ahead(tmp_path: Path) -> None:
         assert good == [item for item in range(culprit - 100, culprit + 100) if item in good]
 
     assert list(map(str, range(600))) == sorted(lines(tmp_path / "ran"), key=int)
+
+
+def test_more_files_than_the_host_takes() -> None:
+    """They end with the call: the host keeps none, and the worker is told to write nonsense."""
+    fds = open_fds()
+
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied, match="wrote nonsense"):
+        killer_call(hostile.send_many_files, timeout=30)()
+
+    killercall.shutdown()
+    gc.collect()
+    assert open_fds().keys() <= fds.keys()

@@ -135,7 +135,7 @@ impl Forkserver {
         reach(Step::HostAsks);
         self.command(
             Command::Fork { worker: id, exec, max_memory },
-            &[segment.as_fd(), socket.as_fd(), theirs.as_fd()],
+            &[theirs.as_fd(), segment.as_fd(), socket.as_fd()],
         )
         .map_err(Error::forkserver("ask for a worker"))?;
         Ok(ForkedWorker { id, channel, notice })

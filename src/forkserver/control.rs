@@ -14,7 +14,7 @@ pub const NOTICE_LEN: usize = 16;
 pub enum Command {
     /// The first message; brings the life socket, and the host's pidfd where there is one.
     Attach,
-    /// Fork a worker; brings segment, socket and notice pipe.
+    /// Fork a worker; brings notice pipe, segment and socket, in this order.
     Fork {
         /// The worker's number, unique in this forkserver.
         worker: u64,

@@ -58,7 +58,7 @@ pub enum Booted {
 /// A failure to get there is told to the host through the control socket, so that it can name the
 /// limit that was hit.
 pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
-    let mut commands = Commands { control, partial: Vec::new(), fds: Vec::new() };
+    let mut commands = Commands { control, partial: Vec::new(), fds: Vec::new(), spare: None };
     match found_family(&mut commands, detach, interpreter) {
         Ok(Role::Guard { life, server, lives, pid }) => {
             drop(commands);
@@ -147,6 +147,8 @@ struct Commands {
     control: OwnedFd,
     partial: Vec<u8>,
     fds: Vec<OwnedFd>,
+    /// Makes room for one descriptor of a command when there is no other.
+    spare: Option<OwnedFd>,
 }
 
 impl Commands {
@@ -156,7 +158,10 @@ impl Commands {
         while self.partial.len() < COMMAND_LEN {
             let mut bytes = [0; COMMAND_LEN];
             let missing = COMMAND_LEN - self.partial.len();
-            let Some(received) = sys::receive(self.control.as_fd(), &mut bytes[..missing])? else {
+            self.spare = None;
+            let received = sys::receive(self.control.as_fd(), &mut bytes[..missing]);
+            self.spare = sys::null_device().ok();
+            let Some(received) = received? else {
                 return Ok(None);
             };
             if received.bytes == 0 {
@@ -283,11 +288,18 @@ impl Server {
     ) -> io::Result<()> {
         match command {
             Command::Fork { worker, exec, max_memory } => {
-                // Else descriptors were lost on the way (this process is out of them); dropping
-                // the notice pipe tells the host.
-                if let Ok([segment, socket, notice]) = <[OwnedFd; 3]>::try_from(fds) {
-                    let ends = WorkerEnds { segment, socket, exec, max_memory };
-                    self.wanted.push_back(Wanted { worker, notice, ends });
+                let mut fds = fds.into_iter();
+                match (fds.next(), fds.next(), fds.next()) {
+                    (Some(notice), Some(segment), Some(socket)) => {
+                        let ends = WorkerEnds { segment, socket, exec, max_memory };
+                        self.wanted.push_back(Wanted { worker, notice, ends });
+                    }
+                    // The others were lost on the way: this process may not open more.
+                    (Some(notice), ..) => {
+                        tell(&notice, Notice::ForkFailed { errno: sys::OUT_OF_DESCRIPTORS })
+                    }
+                    // Its end tells the host.
+                    (None, ..) => {}
                 }
             }
             Command::Signal { worker, signal } => {

@@ -76,9 +76,17 @@ pub fn take_stdin() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// What says that a process may not open more files.
+pub const OUT_OF_DESCRIPTORS: i32 = libc::EMFILE;
+
+/// Opens the null device.
+pub fn null_device() -> io::Result<OwnedFd> {
+    Ok(open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
 /// Puts standard input at end of file.
 pub fn null_stdin() -> io::Result<()> {
-    let null = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let null = null_device()?;
     nix::unistd::dup2_stdin(&null)?;
     Ok(())
 }

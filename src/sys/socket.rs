@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
-/// Most descriptors that travel with one message.
+/// Most descriptors that we send with one message.
 const MAX_FDS: usize = 4;
 /// The same in bytes.
 const FDS_LEN: u32 = 16;
@@ -27,6 +27,8 @@ pub struct Received {
     pub bytes: usize,
     /// The descriptors that came along, already owned and close-on-exec.
     pub fds: Vec<OwnedFd>,
+    /// Whether there were more than may travel together, or than this process may still open.
+    pub cut: bool,
 }
 
 /// A connected pair of stream sockets, both close-on-exec.
@@ -64,26 +66,22 @@ pub fn send_message(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]
 }
 
 /// Receives what there is, without waiting: `None` if there is nothing yet.
-///
-/// More descriptors than may travel together, or than this process may still open, are an error;
-/// those that did arrive are closed.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<Option<Received>> {
     match retry(|| receive_message(socket, into)) {
-        Ok((_, true)) => Err(io::Error::other("descriptors were lost on the way")),
-        Ok((received, false)) => Ok(Some(received)),
+        Ok(received) => Ok(Some(received)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            Ok(Some(Received { bytes: 0, fds: Vec::new() }))
+            Ok(Some(Received { bytes: 0, fds: Vec::new(), cut: false }))
         }
         Err(error) => Err(error),
     }
 }
 
-/// One `recvmsg`, and whether descriptors were cut off.
+/// One `recvmsg`.
 ///
 /// nix hides the descriptors that arrived if others were cut off, and so they stay open for good:
 /// a worker could use up those of its host.
-fn receive_message(socket: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(Received, bool)> {
+fn receive_message(socket: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<Received> {
     // Words, because the kernel writes headers of words into it.
     let mut control = [0u64; 8];
     let mut slice = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
@@ -115,7 +113,7 @@ fn receive_message(socket: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(Rece
             part = libc::CMSG_NXTHDR(&raw const message, part);
         }
     }
-    Ok((Received { bytes, fds }, message.msg_flags & libc::MSG_CTRUNC != 0))
+    Ok(Received { bytes, fds, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
 /// Writes all of `bytes` to a pipe; a pipe that is full is an error.
@@ -167,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_descriptors_are_refused_and_closed() {
+    fn too_many_descriptors_are_noticed_and_closed() {
         let (a, b) = socket_pair().unwrap();
         let (reader, writer) = pipe().unwrap();
         send_message(a.as_fd(), b"f", &[writer.as_fd(); MAX_FDS]).unwrap();
@@ -175,7 +173,9 @@ mod tests {
         drop(writer);
         let mut bytes = [0; 8];
         assert_eq!(MAX_FDS, receive(b.as_fd(), &mut bytes).unwrap().unwrap().fds.len());
-        assert!(receive(b.as_fd(), &mut bytes).is_err());
+        let received = receive(b.as_fd(), &mut bytes).unwrap().unwrap();
+        assert_eq!((MAX_FDS, true), (received.fds.len(), received.cut));
+        drop(received);
         // End of file: no copy of the writer is open anywhere.
         assert_eq!(Some(0), read_pipe(reader.as_fd(), &mut bytes).unwrap());
     }

@@ -42,6 +42,9 @@ impl FilesIn {
         let mut bells = [0; 64];
         for _ in 0..DRAIN_MAX {
             let Some(received) = sys::receive(socket, &mut bells)? else { break };
+            if received.cut {
+                return Err(io::Error::other("descriptors were lost on the way"));
+            }
             for fd in received.fds {
                 self.received = next(self.received);
                 if self.waiting.len() < WAITING_MAX {
