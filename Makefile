@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STRESS_SECONDS ?= 30
+STRESS_CALLS ?= 1000
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
 .PHONY: all demo test test-rust test-python test-wheel stress bench build-dev wheel format lint typecheck clean
@@ -55,7 +56,8 @@ build/faults/.built: $(RUST_SOURCES) $(wildcard python/killercall/*) | $(VENV)/.
 	@touch $@
 
 stress: $(VENV)/.wheel build/faults/.built
-	KILLERCALL_STRESS_SECONDS=$(STRESS_SECONDS) $(BIN)/python -m pytest tests/stress -q
+	KILLERCALL_STRESS_SECONDS=$(STRESS_SECONDS) KILLERCALL_STRESS_CALLS=$(STRESS_CALLS) \
+		$(BIN)/python -m pytest tests/stress -q
 
 bench: $(VENV)/.wheel
 	$(BIN)/python -m pip install --quiet --group bench

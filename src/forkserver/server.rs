@@ -296,7 +296,7 @@ impl Server {
                     }
                     // The others were lost on the way: this process may not open more.
                     (Some(notice), ..) => {
-                        tell(&notice, Notice::ForkFailed { errno: sys::OUT_OF_DESCRIPTORS })
+                        tell(&notice, Notice::ForkFailed { errno: sys::OUT_OF_DESCRIPTORS });
                     }
                     // Its end tells the host.
                     (None, ..) => {}

@@ -305,11 +305,15 @@ def mix(order: dict[str, Any]) -> dict[str, Any]:
     shutdown()
     gc.collect()
     log.close()
+    from processes import thread_count, wait_until
+
+    # A thread that was joined is Python's no more, but for a moment still the kernel's.
+    wait_until(lambda: thread_count() == 1, 5)
     return {
         "interrupts": interrupts,
         "forks": forker.forks,
         "wrong": forker.wrong,
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": thread_count(),
         "fds": open_files(),
         "segments": Path("/proc/self/maps").read_text().count("memfd:killercall"),
         "rss": resident(),

@@ -559,10 +559,7 @@ class Round:
     def _check_report(self, report: dict[str, Any]) -> None:
         first = self.host.reports[0]
         self.wrong += report["wrong"]
-        if report is first:
-            # Nothing to compare with but what a process has that does nothing.
-            self._left("threads", ["thread"] * (report["threads"] - 1))
-        self._left("threads", ["thread"] * max(report["threads"] - first["threads"], 0))
+        self._left("threads", ["thread"] * (report["threads"] - 1))
         fds = {fd: to for fd, to in report["fds"].items() if fd not in first["fds"]}
         self._left("fds", fds if len(report["fds"]) > len(first["fds"]) else {})
         ours = [to for to in report["fds"].values() if "killercall" in to or "timerfd" in to]

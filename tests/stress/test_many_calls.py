@@ -81,7 +81,9 @@ def test_many_calls() -> None:
     TALLY.many_calls, TALLY.many_growth = CALLS, growth
 
     assert {} == wrong
-    assert before == after
+    # One handle of the machinery becomes two when the host first has to nudge a late forkserver.
+    assert after[0] - before[0] in {0, 1}
+    assert before[1:] == after[1:]
     assert [] == zombie_children()
     assert growth < MOST_GROWTH
 
