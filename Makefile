@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STRESS_SECONDS ?= 30
 STRESS_CALLS ?= 1000
+FUZZ_SECONDS ?= 20
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
-.PHONY: all demo test test-rust test-python test-wheel stress bench build-dev wheel format lint typecheck clean
+.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench build-dev wheel format lint typecheck clean
 
 all: test lint typecheck stress
 
@@ -59,19 +60,40 @@ stress: $(VENV)/.wheel build/faults/.built
 	KILLERCALL_STRESS_SECONDS=$(STRESS_SECONDS) KILLERCALL_STRESS_CALLS=$(STRESS_CALLS) \
 		$(BIN)/python -m pytest tests/stress -q
 
+$(VENV)/fuzz/bin/cargo-fuzz: | $(BIN)/python
+	cargo install --quiet --locked --root $(VENV)/fuzz cargo-fuzz@0.13.2
+
+# Each target for a while, from the kept corpus on. A run by hand and not part of .ci/run: the tool
+# takes a minute to build, and `make test` runs the same functions on random bytes and the corpus.
+# The sanitizer is an unstable option of the compiler, which takes it with RUSTC_BOOTSTRAP.
+# What is new goes to fuzz/target; to keep it, see CONTRIBUTING.md.
+fuzz: export RUSTC_BOOTSTRAP = 1
+fuzz: export PATH := $(abspath $(VENV)/fuzz/bin):$(PATH)
+fuzz: $(VENV)/fuzz/bin/cargo-fuzz
+	cargo fuzz build
+	@for target in $$(cargo fuzz list); do \
+		mkdir -p fuzz/target/corpus/$$target && \
+		cargo fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=1024 -verbosity=0 -print_final_stats=1 \
+			|| exit 1; \
+	done
+
 bench: $(VENV)/.wheel
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python benchmarks/warm_call.py
 
 format: $(VENV)/.tools
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/ruff format python tests benchmarks examples
 	$(BIN)/ruff check --fix python tests benchmarks examples
 
 lint: $(VENV)/.tools
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features fault-injection -- -D warnings
+	cargo clippy --quiet --no-default-features --features fuzzing -- -D warnings
 	$(BIN)/ruff format --check python tests benchmarks examples
 	$(BIN)/ruff check python tests benchmarks examples
 	@# pyo3 belongs to src/python; unsafe, libc and nix belong to src/sys.

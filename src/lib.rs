@@ -17,6 +17,9 @@ compile_error!("killercall supports Linux and macOS; it needs fork, process grou
 
 pub mod error;
 pub mod forkserver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+#[cfg(feature = "python")]
 mod python;
 pub mod supervisor;
 pub mod sys;
@@ -24,6 +27,7 @@ pub mod time;
 pub mod transport;
 
 /// The compiled part of killercall; see `_core.pyi`.
+#[cfg(feature = "python")]
 #[pyo3::pymodule]
 mod _core {
     use pyo3::prelude::*;

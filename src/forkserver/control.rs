@@ -176,34 +176,71 @@ impl Notice {
     }
 }
 
+/// A target of fuzzing, see `crate::fuzzing`: what can be decoded says all that the bytes said.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn fuzz_messages(bytes: &[u8]) {
+    let mut command = [0; COMMAND_LEN];
+    let len = bytes.len().min(COMMAND_LEN);
+    command[..len].copy_from_slice(&bytes[..len]);
+    let notice = command[..NOTICE_LEN].try_into().expect("it is shorter");
+    if let Ok(command) = Command::decode(&command) {
+        assert_eq!(command, Command::decode(&command.encode()).expect("our own bytes"));
+    }
+    if let Ok(notice) = Notice::decode(notice) {
+        assert_eq!(notice, Notice::decode(&notice.encode()).expect("our own bytes"));
+    }
+    if let Ok(introduction) = Introduction::decode(notice) {
+        assert_eq!(introduction, Introduction::decode(&introduction.encode()).expect("our own bytes"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn messages_come_back_as_they_were() {
-        for command in [
-            Command::Attach,
-            Command::Fork { worker: 1 << 40, exec: true, max_memory: 1 << 41 },
-            Command::Signal { worker: 3, signal: 62 },
-            Command::Kill { worker: 4 },
-            Command::Preload { len: 9 },
-        ] {
-            assert_eq!(command, Command::decode(&command.encode()).unwrap());
+    fn commands() -> impl Strategy<Value = Command> {
+        prop_oneof![
+            Just(Command::Attach),
+            any::<(u64, bool, u64)>().prop_map(|(worker, exec, max_memory)| Command::Fork {
+                worker,
+                exec,
+                max_memory
+            }),
+            any::<(u64, i32)>().prop_map(|(worker, signal)| Command::Signal { worker, signal }),
+            any::<u64>().prop_map(|worker| Command::Kill { worker }),
+            any::<u64>().prop_map(|len| Command::Preload { len }),
+        ]
+    }
+
+    fn notices() -> impl Strategy<Value = Notice> {
+        prop_oneof![
+            any::<i32>().prop_map(|pid| Notice::Forked { pid }),
+            any::<i32>().prop_map(|errno| Notice::ForkFailed { errno }),
+            any::<(i32, u64)>()
+                .prop_map(|(status, peak_memory)| Notice::Exited { status: ExitStatus(status), peak_memory }),
+            Just(Notice::Killed),
+            any::<u64>().prop_map(|used| Notice::OverMemory { used }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_back_as_they_were(command in commands(), notice in notices(), guard: i32, server in prop::option::of(1..i32::MAX)) {
+            prop_assert_eq!(command, Command::decode(&command.encode()).unwrap());
+            prop_assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
+            let pids = Introduction { guard, server };
+            prop_assert_eq!(pids, Introduction::decode(&pids.encode()).unwrap());
         }
-        for notice in [
-            Notice::Forked { pid: 77 },
-            Notice::ForkFailed { errno: 11 },
-            Notice::Exited { status: ExitStatus(-9), peak_memory: 1 << 40 },
-            Notice::Killed,
-            Notice::OverMemory { used: 1 << 40 },
-        ] {
-            assert_eq!(notice, Notice::decode(&notice.encode()).unwrap());
+
+        #[test]
+        fn unknown_kinds_are_refused(bytes: [u8; COMMAND_LEN], kind in 7u32..) {
+            let mut bytes = bytes;
+            bytes[..4].copy_from_slice(&kind.to_le_bytes());
+            let notice = bytes[..NOTICE_LEN].try_into().unwrap();
+            prop_assert!(Command::decode(&bytes).is_err());
+            prop_assert!(Notice::decode(notice).is_err());
+            prop_assert!(Introduction::decode(notice).is_err());
         }
-        for server in [None, Some(6)] {
-            let pids = Introduction { guard: 5, server };
-            assert_eq!(pids, Introduction::decode(&pids.encode()).unwrap());
-        }
-        assert!(Command::decode(&[0; COMMAND_LEN]).is_err() && Notice::decode(&[9; NOTICE_LEN]).is_err());
     }
 }

@@ -21,5 +21,7 @@ mod memory;
 mod server;
 
 pub use client::{ForkedWorker, Forkserver};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use control::fuzz_messages;
 pub use control::{NOTICE_LEN, Notice};
 pub use server::{Booted, Interpreter, WorkerEnds, boot};

@@ -16,6 +16,8 @@
 
 mod claim;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod host;
 mod layout;
 mod record;

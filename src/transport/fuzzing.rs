@@ -1,0 +1,323 @@
+//! A peer that writes whatever the bytes of a fuzzer say: see `crate::fuzzing`.
+//!
+//! Most steps write what a sound peer might write, at the place where it would, with one thing or
+//! another wrong: bytes alone would hardly ever get past the first check.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use super::claim;
+use super::host::{Handed, HostChannel};
+use super::layout::{
+    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
+    RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
+};
+use super::record::{
+    Body, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, check_positions,
+    padded, skip_mark,
+};
+use super::worker::WorkerChannel;
+use crate::sys::{self, Blob, Segment};
+
+/// Most steps of one run, so that each is over soon.
+const STEPS: usize = 200;
+
+/// The bytes, taken from the front; zeroes when there are no more.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, len: usize) -> &'a [u8] {
+        let (front, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        front
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let front = self.take(N);
+        bytes[..front.len()].copy_from_slice(front);
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        u8::from_le_bytes(self.array())
+    }
+
+    fn short(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    fn word(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+
+    /// The next step, until there are no bytes or have been steps enough.
+    fn steps(&mut self, mut step: impl FnMut(u8, &mut Self)) {
+        for _ in 0..STEPS {
+            if self.0.is_empty() {
+                return;
+            }
+            let kind = self.byte();
+            step(kind, self);
+        }
+    }
+}
+
+/// One of the two peers.
+struct Peer<'a> {
+    segment: &'a Segment,
+    socket: Option<OwnedFd>,
+}
+
+impl Peer<'_> {
+    /// Bytes at a place of a region, cut off at its end.
+    fn scribble(&self, start: usize, len: usize, input: &mut Input<'_>) {
+        let at = usize::from(input.short()) * 8 % len;
+        let bytes = input.byte();
+        let bytes = input.take(usize::from(bytes));
+        self.segment.write(start + at, &bytes[..bytes.len().min(len - at)]);
+    }
+
+    /// A file of some length, or several, or something that is no such file.
+    fn send_file(&self, input: &mut Input<'_>) {
+        let Some(socket) = &self.socket else { return };
+        let len = usize::from(input.short());
+        let copies = usize::from(input.byte() % 8);
+        let file = match input.byte() {
+            0 => std::fs::File::open("/").map(OwnedFd::from),
+            1 => io::pipe().map(|(reader, _)| reader.into()),
+            _ => Blob::create(&[&vec![1; len]]),
+        }
+        .expect("a descriptor");
+        // A full socket is the peer's loss.
+        let _ = sys::send_message(socket.as_fd(), b"f", &vec![file.as_fd(); copies]);
+    }
+
+    fn ring(&self) {
+        if let Some(socket) = &self.socket {
+            let _ = sys::send_message(socket.as_fd(), b"d", &[]);
+        }
+    }
+}
+
+fn check_body(body: &Body, announced: usize) {
+    assert_eq!(announced, body.len());
+    let mut bytes = vec![0; announced.min(RING_LEN)];
+    let read = body.read(0, &mut bytes);
+    match body {
+        Body::Inline(inline) => {
+            assert!(inline.len() <= INLINE_MAX && read.is_ok(), "{} bytes, {read:?}", inline.len());
+        }
+        Body::File(_) => {}
+    }
+    assert!(body.read(announced, &mut [0]).is_err());
+    assert!(body.read(usize::MAX, &mut [0, 0]).is_err());
+}
+
+/// A worker writes to its host.
+pub fn host_reads(bytes: &[u8]) {
+    let (mut host, file, socket) = HostChannel::create().expect("a channel");
+    let segment = Segment::map(file.as_fd(), SEGMENT_LEN).expect("the same segment");
+    let mut peer = Peer { segment: &segment, socket: Some(socket) };
+    let written = segment.u64(RESPONSE_WRITTEN);
+    let mut handed = 0;
+    Input(bytes).steps(|step, input| match step % 16 {
+        0 | 1 => {
+            // Responses are written only to what was handed out.
+            let sections = [usize::from(input.byte()), usize::from(input.short()), 0];
+            let sections = sections.map(|len| vec![2; len]);
+            let [context, function, arguments] = &sections;
+            if let Ok(Handed::Yes) = host.hand(handed, 0, [context, function, arguments]) {
+                handed += 1;
+            }
+        }
+        2..=4 => {
+            let at = written.load(Ordering::Relaxed);
+            let kind = ReplyKind::ALL[usize::from(input.byte() % 5)];
+            let (len, file) = (u64::from(input.short()), u32::from(input.byte() % 4));
+            let header = ResponseHeader { kind, task: 0, finished_at: u64::MAX, len, file };
+            let ring = usize::try_from(at % RING_LEN as u64).expect("less than a ring") / 8 * 8;
+            let header = header.encode();
+            peer.segment.write(RESPONSES + ring, &header[..header.len().min(RING_LEN - ring)]);
+            let inline = if file == 0 { len } else { 0 };
+            written.store(at.wrapping_add(RESPONSE_HEADER as u64 + padded(inline)), Ordering::Relaxed);
+        }
+        5 => {
+            let at = written.load(Ordering::Relaxed);
+            let ring = usize::try_from(at % RING_LEN as u64).expect("less than a ring") / 8 * 8;
+            peer.segment.write(RESPONSES + ring, &skip_mark());
+            written.store(at.wrapping_add((RING_LEN - ring) as u64), Ordering::Relaxed);
+        }
+        6 => peer.scribble(RESPONSES, RING_LEN, input),
+        7 => peer.scribble(0, REQUESTS, input),
+        8 => {
+            written.fetch_add(u64::from(input.short()) * 8, Ordering::Relaxed);
+        }
+        9 => written.store(input.word(), Ordering::Relaxed),
+        10 => segment.u64(CLAIM).store(input.word(), Ordering::Relaxed),
+        11 => peer.send_file(input),
+        12 => {
+            let before = host.outstanding();
+            let revoked = host.revoke();
+            assert_eq!(before.saturating_sub(revoked), host.outstanding());
+        }
+        13 => {
+            peer.scribble(STACK, STACK_LEN, input);
+            segment.u32(DUMP_COMPLETE).store(u32::from(input.byte()), Ordering::Relaxed);
+            segment.u32(WORKER_ASLEEP).store(1, Ordering::Relaxed);
+            if input.byte() == 0 {
+                peer.socket = None;
+            }
+            peer.ring();
+            let _ = (host.prepare_sleep(), host.wake(), host.unclaimed(), host.dump_complete());
+            assert!(host.stack().is_none_or(|stack| !stack.is_empty() && !stack.contains('\0')));
+        }
+        _ => {
+            let before = host.outstanding();
+            if let Ok(Some(reply)) = host.receive() {
+                assert_eq!(before, host.outstanding() + 1, "an answer to nothing");
+                check_body(&reply.body, reply.body.len());
+            }
+        }
+    });
+}
+
+/// The segment that workers of this thread share one after the other: theirs lives for ever.
+fn worker_segment() -> (&'static Segment, OwnedFd) {
+    thread_local! {
+        static SEGMENT: (&'static Segment, OwnedFd) = {
+            let (segment, file) = Segment::create(SEGMENT_LEN).expect("a segment");
+            (Box::leak(Box::new(segment)), file)
+        };
+    }
+    SEGMENT.with(|(segment, file)| {
+        segment.write(0, &vec![0; SEGMENT_LEN]);
+        (*segment, file.try_clone().expect("a descriptor"))
+    })
+}
+
+/// A host writes to its worker.
+pub fn worker_reads(bytes: &[u8]) {
+    let (segment, file) = worker_segment();
+    let (socket, theirs) = sys::socket_pair().expect("sockets");
+    let mut worker = WorkerChannel::over(segment, file, theirs);
+    let mut peer = Peer { segment, socket: Some(socket) };
+    let mut at = 0;
+    Input(bytes).steps(|step, input| match step % 12 {
+        0..=2 => {
+            let sections = match input.byte() {
+                0 => [input.word(), input.word(), input.word()],
+                1 => [u64::from(input.short()), u64::from(input.short()), 0],
+                len => [0, u64::from(len), 1],
+            };
+            let file = u32::from(input.byte() % 4);
+            let header = RequestHeader { task: 0, function: 0, sections, file }.encode();
+            segment.write(REQUESTS + at, &header[..header.len().min(RING_LEN - at)]);
+            let len = sections.iter().fold(0, |sum: u64, part| sum.wrapping_add(*part));
+            let inline = if file == 0 { len % RING_LEN as u64 } else { 0 };
+            let inline = usize::try_from(padded(inline)).expect("about a ring");
+            at = (at + REQUEST_HEADER + inline) % RING_LEN;
+            let _ = claim::hand(segment.u64(CLAIM));
+        }
+        3 => {
+            segment.write(REQUESTS + at, &skip_mark());
+            at = if input.byte() == 0 { usize::from(input.short()) / 8 * 8 } else { 0 };
+        }
+        4 => peer.scribble(REQUESTS, RING_LEN, input),
+        5 => peer.scribble(0, REQUESTS, input),
+        6 => segment.u64(CLAIM).store(input.word(), Ordering::Relaxed),
+        7 => peer.send_file(input),
+        8 => {
+            // Nobody reads, so a full ring must end with the host.
+            peer.socket = None;
+            let body = vec![3; usize::from(input.short())];
+            let _ = worker.send(ReplyKind::Returned, 0, &body);
+        }
+        9 => {
+            segment.u64(RESPONSE_READ).store(input.word(), Ordering::Relaxed);
+            segment.u32(HOST_ASLEEP).store(1, Ordering::Relaxed);
+        }
+        _ => {
+            if let Ok(Some(request)) = worker.try_receive() {
+                check_body(&request.body, request.sections.iter().sum());
+            }
+        }
+    });
+}
+
+/// Headers and positions, each on its own.
+pub fn records(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let (read, written) = (input.word(), input.word());
+    if let Ok(available) = check_positions(read, written) {
+        assert_eq!(written, read.wrapping_add(available));
+        assert!(available <= RING_LEN as u64);
+    }
+    let room = u64::from(input.short());
+    let header = input.array();
+    if let Ok(Parsed::Record(header)) = RequestHeader::parse(&header, room) {
+        assert_eq!(Ok(Parsed::Record(header)), RequestHeader::parse(&header.encode(), room));
+        assert!(header.file != 0 || REQUEST_HEADER as u64 + header.len() <= room);
+    }
+    let header = input.array();
+    if let Ok(Parsed::Record(header)) = ResponseHeader::parse(&header, room) {
+        assert_eq!(Ok(Parsed::Record(header)), ResponseHeader::parse(&header.encode(), room));
+        assert!(RESPONSE_HEADER as u64 + if header.file == 0 { header.len } else { 0 } <= room);
+    }
+}
+
+/// Whatever the word is, each of its operations does what it says.
+pub fn claim_word(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let word = std::sync::atomic::AtomicU64::new(input.word());
+    input.steps(|step, input| {
+        let before = claim::load(&word);
+        match step % 5 {
+            0 => {
+                assert_eq!(!before.retired, claim::hand(&word));
+                let more = u32::from(!before.retired);
+                assert_eq!((before.unclaimed() + more) & 0x7fff_ffff, claim::load(&word).unclaimed());
+            }
+            1 => {
+                assert_eq!(before.unclaimed() > 0, claim::claim(&word));
+                assert_eq!(before.unclaimed().saturating_sub(1), claim::load(&word).unclaimed());
+            }
+            2 => {
+                assert_eq!(before.unclaimed(), claim::revoke(&word));
+                assert_eq!(0, claim::load(&word).unclaimed());
+            }
+            3 => {
+                assert_eq!(before.unclaimed() == 0, claim::retire(&word));
+                let retired = before.retired || before.unclaimed() == 0;
+                assert_eq!(claim::Claim { retired, ..before }, claim::load(&word));
+            }
+            _ => word.store(input.word(), Ordering::Relaxed),
+        }
+    });
+}
+
+/// A file that is not what was announced, and changes while it is read.
+pub fn blob(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let (len, announced) = (u64::from(input.short()), input.word());
+    let announced = if input.byte() == 0 { announced } else { len };
+    let file = std::fs::File::from(Blob::create(&[]).expect("a file"));
+    file.set_len(len).expect("a sparse file");
+    let theirs = file.try_clone().expect("a descriptor");
+    let opened = Blob::open(file.into(), usize::try_from(announced).expect("64 bits"));
+    assert_eq!(len == announced, opened.is_ok());
+    let Ok(blob) = opened else { return };
+    input.steps(|step, input| {
+        if step == 0 {
+            theirs.set_len(u64::from(input.short())).expect("a length");
+        }
+        let offset = if step < 4 { input.word() } else { u64::from(input.short()) };
+        let mut into = vec![0; usize::from(input.short())];
+        let end = offset.checked_add(into.len() as u64);
+        let there = theirs.metadata().expect("metadata").len();
+        let readable = into.is_empty() || end.is_some_and(|end| end <= there);
+        let offset = usize::try_from(offset).expect("64 bits");
+        assert_eq!(readable, blob.read(offset, &mut into).is_ok(), "{offset} of {there}");
+    });
+}
