@@ -81,6 +81,7 @@ fuzz: $(VENV)/fuzz/bin/cargo-fuzz
 bench: $(VENV)/.wheel
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python benchmarks/warm_call.py
+	$(BIN)/python benchmarks/deadline_overshoot.py
 
 format: $(VENV)/.tools
 	cargo fmt
