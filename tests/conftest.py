@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Tests that run beside each other must not take each other's processes for their own. Before
+# `processes` reads it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("KILLERCALL_TEST_MARK", None)
+
 import killercall
 from killercall import _host
 from processes import (

@@ -256,6 +256,25 @@ def test_new_worker_of_a_stopped_forkserver(method: str) -> None:
         assert call() == server
 
 
+def stop_once(path: str) -> None:
+    """An initializer that is stopped in the middle."""
+    if not os.path.exists(path):
+        hostile.append(path, "stopped")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_worker_that_is_stopped_while_it_starts(method: str, tmp_path: Path) -> None:
+    """It is told to go on."""
+    path = tmp_path / "stopped"
+    call = killer_call(
+        hostile.same, initializer=stop_once, initargs=(str(path),), start_method=method
+    )
+    with took(0, PATIENCE):
+        assert call("on") == "on"
+    assert ["stopped"] == lines(path)
+
+
 def test_idle_forkserver_killed_from_outside() -> None:
     """If it is gone before the next call, that call starts a new one."""
     server = killer_call(hostile.forkserver_pid)()

@@ -346,6 +346,27 @@ def test_elapsed_includes_grace_or_not_but_is_finite(tmp_path: Path) -> None:
     assert math.isfinite(error.elapsed)
 
 
+def test_deadlines_while_the_forkserver_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that wants a module that takes seconds costs nobody else the deadline, or the worker."""
+    (tmp_path / "takes_long.py").write_text("import time\ntime.sleep(3)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    warm = killer_call(hostile.nap, timeout=30)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(warm, [0.2] * 3))
+        neighbour = threads.submit(warm, 4)
+        imports = threads.submit(killer_call(abs, preload=["takes_long"]), -1)
+        # By then the import has begun and is not over.
+        hostile.nap(0.7)
+        for _ in range(2):
+            with took(0.1, 2), pytest.raises(killercall.TimeoutError):
+                killer_call(hostile.nap, timeout=0.1)(60)
+        assert not imports.done()
+        assert 1 == imports.result()
+        assert 4 == neighbour.result()
+
+
 def test_kill_while_forkserver_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill does not wait until all workers that were asked for are forked; nor is it lost."""
     slow = "import os, time; os.register_at_fork(before=lambda: time.sleep(0.1))"

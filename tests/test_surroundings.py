@@ -474,15 +474,15 @@ from killercall import killer_call
 class Refuses(logging.Handler):
     def handle(self, record): raise LookupError(record.getMessage())
 logging.getLogger().addHandler(Refuses())
-stop = killer_call(hostile.signal_machinery, timeout=0.3)
+logging.getLogger().setLevel(logging.INFO)
 try:
-    stop("forkserver", signal.SIGSTOP, {str(tmp_path / "pids")!r})
+    killer_call(hostile.signal_machinery)("forkserver", signal.SIGKILL, {str(tmp_path / "pids")!r})
 except LookupError as error:
     print(error)
 print(killer_call(abs)(-1))
 """
     done = run_script(script)
-    said = "the forkserver does not answer; ending it and all its workers"
+    said = "the forkserver has ended; a new one is started at need"
     assert ("", f"{said}\n1\n") == (done.stderr, done.stdout)
 
 
@@ -521,3 +521,26 @@ def test_host_without_streams(before: str, after: str) -> None:
     """Its calls work all the same."""
     done = run_script(STREAMS.format(before=before, after=after))
     assert ("", repr([1, [2, 3], 4] * 3), 0) == (done.stderr, done.stdout, done.returncode)
+
+
+def test_first_calls_at_the_same_time_while_everything_is_logged() -> None:
+    """Whoever holds a lock of ours may have to wait for Python's, so nobody waits the other way."""
+    script = """
+import logging, os, threading
+logging.basicConfig(level=logging.DEBUG, stream=open(os.devnull, "w"))
+import killercall
+call = killercall.killer_call(abs, timeout=30)
+for _ in range(8):
+    killercall.shutdown()
+    barrier = threading.Barrier(8)
+    def go():
+        barrier.wait()
+        assert call(-1) == 1
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print("done")
+"""
+    with took(0, 60):
+        done = run_script(script)
+    assert ("", "done\n") == (done.stderr, done.stdout)

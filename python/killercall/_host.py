@@ -495,5 +495,9 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
         if callable(handler):
             signal.signal(signal.SIGINT, handler)
     if late and callable(handler):
-        handler(*late[0])
+        try:
+            handler(*late[0])
+        except BaseException:
+            roster.shutdown()
+            raise
     return roster

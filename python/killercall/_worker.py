@@ -93,7 +93,7 @@ class _Worker:
         self._channel = channel
         self._pid = os.getpid()
         # Those that could not be unpickled stay bytes: what was in the way may be gone next time.
-        self._functions: dict[int, _Function | bytes] = {}
+        self._functions: dict[int, _Function] = {}
         self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
         self._follow = {"cwd": True, "environment": True}
         self._inherited = False
@@ -168,21 +168,19 @@ class _Worker:
     def _answer(
         self, number: int, context: bytes | None, function: bytes | None, arguments: bytes | None
     ) -> tuple[str, bytes]:
-        known: _Function | bytes | None = None
+        known: _Function | None = None
         self._raised = False
         try:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
             if function is not None:
-                self._functions[number] = function
+                self._functions[number] = self._load_function(function)
             known = self._functions.get(number)
             if arguments is None or known is None:
                 # A function that is lost here is one that the host believes to be here.
                 self._spent = True
                 message = "no memory for the pickled arguments"
                 raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
-            if isinstance(known, bytes):
-                known = self._functions[number] = self._load_function(known)
             self._arm(known)
             value = self._call(known, arguments)
             return "returned", self._dump_value(value)
@@ -198,16 +196,16 @@ class _Worker:
             self._spent |= not self._raised
             if self._max_memory is not None and _lacks_memory(error):
                 error = self._over_memory(known, error)
-            retryable = isinstance(known, _Function) and _is_one_of(error, known.retry_on)
+            retryable = known is not None and _is_one_of(error, known.retry_on)
             return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
         finally:
             self._running = None
 
-    def _over_memory(self, known: Any, error: BaseException) -> BaseException:
+    def _over_memory(self, known: _Function | None, error: BaseException) -> BaseException:
         """The kernel has refused more memory: what is left suffices to say so, and to leave."""
         _core.ease_memory_limit()
         self._spent = True
-        name = known.name if isinstance(known, _Function) else "?"
+        name = "?" if known is None else known.name
         failure = MemoryLimitExceeded(name, self._max_memory, pid=self._pid)
         failure.__cause__ = error
         return failure.with_traceback(error.__traceback__)

@@ -81,7 +81,7 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
                 _lives: lives,
                 signal,
                 children: Vec::new(),
-                wanted: VecDeque::new(),
+                to_do: VecDeque::new(),
             };
             server.serve(interpreter)
         }
@@ -185,6 +185,13 @@ impl Commands {
     }
 }
 
+/// What takes longer than a moment.
+#[derive(Debug)]
+enum ToDo {
+    Import(String),
+    Fork(Wanted),
+}
+
 /// A worker that was asked for and is not forked yet.
 #[derive(Debug)]
 struct Wanted {
@@ -223,48 +230,82 @@ struct Server {
     _lives: OwnedFd,
     signal: ChildSignal,
     children: Vec<Child>,
-    /// Forked one at a time, between all else: a fork takes milliseconds, and a kill must not wait
-    /// for those of forty workers.
-    wanted: VecDeque<Wanted>,
+    /// Done one at a time, between all else: a kill must not wait for the forks of forty workers.
+    to_do: VecDeque<ToDo>,
 }
 
 impl Server {
     fn serve(mut self, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
         let mut waiter = Waiter::default();
         loop {
-            loop {
-                match self.commands.next() {
-                    Ok(Some((command, fds))) => {
-                        reach(Step::ServerCommanded);
-                        self.perform(command, fds, interpreter)?;
-                    }
-                    Ok(None) => break,
-                    Err(_) => return Ok(self.end()),
-                }
-            }
-            let look_at = self.watch_memory();
-            let settling = self.settle();
-            if let Some(wanted) = self.wanted.pop_front() {
-                if let Some(ends) = self.fork(wanted, interpreter)? {
-                    // In the worker: dropping `self` closes all that is the forkserver's.
-                    return Ok(Booted::Worker(ends));
-                }
-                continue;
-            }
-            let mut interests = [
-                Interest::new(self.commands.control.as_fd()),
-                Interest::new(self.guard.as_fd()),
-                Interest::new(self.signal.fd()),
-            ];
-            waiter.wait(&mut interests, look_at, if settling { LOOK_AGAIN } else { LONG })?;
-            let [_, guard, signal] = interests.map(|interest| interest.ready);
-            if guard {
+            if !self.attend(&mut waiter, None)? {
                 return Ok(self.end());
             }
-            if signal {
-                self.signal.clear();
+            match self.to_do.pop_front() {
+                None => {}
+                Some(ToDo::Import(modules)) => self.import(&modules, interpreter),
+                Some(ToDo::Fork(wanted)) => {
+                    if let Some(ends) = self.fork(wanted, interpreter)? {
+                        // In the worker: dropping `self` closes all that is the forkserver's.
+                        return Ok(Booted::Worker(ends));
+                    }
+                }
             }
         }
+    }
+
+    /// Obeys the host and sees to the workers; then waits for news, unless there is something to do
+    /// now. Beside an import there is nothing to do until `end` is readable. False when the host or the
+    /// guard is gone.
+    fn attend(&mut self, waiter: &mut Waiter, end: Option<&OwnedFd>) -> io::Result<bool> {
+        loop {
+            match self.commands.next() {
+                Ok(Some((command, fds))) => {
+                    reach(Step::ServerCommanded);
+                    self.perform(command, fds)?;
+                }
+                Ok(None) => break,
+                Err(_) => return Ok(false),
+            }
+        }
+        let look_at = self.watch_memory();
+        let settling = self.settle();
+        if end.is_none() && !self.to_do.is_empty() {
+            return Ok(true);
+        }
+        let fds = [self.commands.control.as_fd(), self.guard.as_fd(), self.signal.fd()];
+        let mut interests: Vec<Interest<'_>> =
+            fds.into_iter().chain(end.map(AsFd::as_fd)).map(Interest::new).collect();
+        waiter.wait(&mut interests, look_at, if settling { LOOK_AGAIN } else { LONG })?;
+        let (guard, signal) = (interests[1].ready, interests[2].ready);
+        if signal {
+            self.signal.clear();
+        }
+        Ok(!guard)
+    }
+
+    /// Imports modules. That may take seconds, in which deadlines have to be kept: so a thread attends
+    /// to all else meanwhile, and is gone before the next fork. Imports want the main thread; nothing
+    /// else here needs the interpreter.
+    fn import(&mut self, modules: &str, interpreter: &mut dyn Interpreter) {
+        let Ok((end, importing)) = sys::pipe() else {
+            return interpreter.preload(modules);
+        };
+        std::thread::scope(|scope| {
+            let attendance = move || {
+                let mut waiter = Waiter::default();
+                while matches!(sys::wait_readable(end.as_fd(), Duration::ZERO), Ok(false)) {
+                    if !matches!(self.attend(&mut waiter, Some(&end)), Ok(true)) {
+                        guard::sweep();
+                        sys::exit_now(0);
+                    }
+                }
+            };
+            // If there is no thread to be had, deadlines wait.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, attendance);
+            interpreter.preload(modules);
+            drop(importing);
+        });
     }
 
     /// The host or the guard is gone: so must be all workers, then this process. Only then do the
@@ -280,19 +321,14 @@ impl Server {
         Booted::Ended
     }
 
-    fn perform(
-        &mut self,
-        command: Command,
-        fds: Vec<OwnedFd>,
-        interpreter: &mut dyn Interpreter,
-    ) -> io::Result<()> {
+    fn perform(&mut self, command: Command, fds: Vec<OwnedFd>) -> io::Result<()> {
         match command {
             Command::Fork { worker, exec, max_memory } => {
                 let mut fds = fds.into_iter();
                 match (fds.next(), fds.next(), fds.next()) {
                     (Some(notice), Some(segment), Some(socket)) => {
                         let ends = WorkerEnds { segment, socket, exec, max_memory };
-                        self.wanted.push_back(Wanted { worker, notice, ends });
+                        self.to_do.push_back(ToDo::Fork(Wanted { worker, notice, ends }));
                     }
                     // The others were lost on the way: this process may not open more.
                     (Some(notice), ..) => {
@@ -313,14 +349,20 @@ impl Server {
                     reach(Step::ServerKills);
                     sys::kill_tree(child.pid);
                     reach(Step::ServerKilled);
-                } else if let Some(at) = self.wanted.iter().position(|wanted| wanted.worker == worker) {
-                    self.wanted.remove(at).inspect(|wanted| tell(&wanted.notice, Notice::Killed));
+                } else {
+                    // Not forked yet, and now it will not be.
+                    self.to_do.retain(|to_do| match to_do {
+                        ToDo::Fork(wanted) if wanted.worker == worker => {
+                            tell(&wanted.notice, Notice::Killed);
+                            false
+                        }
+                        _ => true,
+                    });
                 }
             }
             Command::Preload { len } => {
-                if let Some(modules) = fds.into_iter().next().and_then(|fd| read_text(fd, len)) {
-                    interpreter.preload(&modules);
-                }
+                let modules = fds.into_iter().next().and_then(|fd| read_text(fd, len));
+                self.to_do.extend(modules.map(ToDo::Import));
             }
             Command::Attach => {}
         }

@@ -36,13 +36,15 @@ impl Roster {
     }
 
     /// Whether the forkserver runs.
-    fn has_server(&self) -> bool {
-        self.0.has_server()
+    fn has_server(&self, py: Python<'_>) -> bool {
+        // Detached, as everything that takes a lock of the roster: its holder may be about to log,
+        // for which it has to attach.
+        py.detach(|| self.0.has_server())
     }
 
     /// How many workers wait for a job.
-    fn idle(&self) -> usize {
-        self.0.idle()
+    fn idle(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.0.idle())
     }
 
     /// Asks the forkserver to import modules before it forks further workers.

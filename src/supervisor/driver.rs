@@ -318,7 +318,7 @@ impl Driver {
 
     fn corrupted(&mut self, at: usize, what: String) -> Event {
         let crew = &mut self.crew[at];
-        log::warn!("worker {:?} (pid {:?}) wrote nonsense: {what}", crew.id, crew.worker.pid);
+        log::info!("worker {:?} (pid {:?}) wrote nonsense: {what}", crew.id, crew.worker.pid);
         crew.corrupt = Some(what);
         Event::Corrupted { worker: crew.id }
     }
@@ -440,7 +440,7 @@ impl Driver {
             Err(error) => {
                 // Out of descriptors or memory, or the worker's socket is gone: this worker takes
                 // nothing; its notice pipe tells if it has ended.
-                log::warn!("failed to hand a task to worker {id:?}: {error}");
+                log::info!("failed to hand a task to worker {id:?}: {error}");
                 Some(Event::Corrupted { worker: id })
             }
         }

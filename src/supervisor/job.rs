@@ -17,6 +17,9 @@ pub const DUMP_LIMIT: Duration = Duration::from_millis(20);
 pub const NUDGE_LIMIT: Duration = Duration::from_millis(35);
 /// How long after that before it is taken to be stuck.
 pub const STUCK_LIMIT: Duration = Duration::from_millis(500);
+/// The same for a worker that was never ready: its forkserver may itself be starting, and running
+/// workers must not end with it because somebody no longer wants another one.
+pub const UNBORN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker may start before its forkserver is nudged, and how often.
 const START_NUDGE: Duration = Duration::from_millis(150);
 /// How many workers in a row may end while they start before we give up.
@@ -163,6 +166,7 @@ impl Job {
     fn ready(&mut self, id: WorkerId, served: u32) {
         self.start_failures = 0;
         let worker = self.find(id).unwrap_or_else(|| panic!("{id:?} is ready but was not asked for"));
+        worker.was_ready = true;
         match worker.state {
             WorkerState::Starting { .. } => {
                 worker.state = WorkerState::Idle;
@@ -457,7 +461,8 @@ impl Job {
             }
             TerminateStep::Dumping | TerminateStep::Grace => self.kill(id, now, actions),
             TerminateStep::Killing => {
-                (*step, *until) = (TerminateStep::Nudged, now + STUCK_LIMIT);
+                let limit = if worker.was_ready { STUCK_LIMIT } else { UNBORN_LIMIT };
+                (*step, *until) = (TerminateStep::Nudged, now + limit);
                 actions.push(Action::Nudge { worker: id });
             }
             TerminateStep::Nudged | TerminateStep::Abandoned => {

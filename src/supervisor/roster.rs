@@ -181,9 +181,10 @@ impl HostWorker {
         }
     }
 
-    /// Lets its forkserver go on, if somebody has stopped it.
+    /// Lets it and its forkserver go on, if somebody has stopped them.
     pub fn nudge(&self) {
         self.server.nudge();
+        self.signal(sys::CONTINUE_SIGNAL);
     }
 
     /// Ends its forkserver, and with it all of its workers, unless that is only busy: then it has
@@ -192,7 +193,9 @@ impl HostWorker {
         if self.server.is_busy() {
             return;
         }
-        log::warn!("the forkserver does not answer; ending it and all its workers");
+        if !self.server.is_lost() {
+            log::info!("the forkserver does not answer; ending it and all its workers");
+        }
         self.server.shutdown();
     }
 
@@ -247,7 +250,7 @@ impl HostWorker {
             return News::ForkFailed(errno);
         }
         if !self.server.is_lost() {
-            log::warn!("the forkserver has ended; a new one is started at need");
+            log::info!("the forkserver has ended; a new one is started at need");
         }
         if !self.server.is_over() {
             self.server.shutdown();

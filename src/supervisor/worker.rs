@@ -88,6 +88,8 @@ pub struct Worker {
     handed_at: VecDeque<Moment>,
     /// How many calls it has served.
     pub served: u32,
+    /// Whether it was ever set up.
+    pub was_ready: bool,
     /// Whether tasks are being taken back from it.
     pub revoking: bool,
     /// Whether its ring was full when it was last handed a task.
@@ -102,6 +104,7 @@ impl Worker {
             handed: VecDeque::new(),
             handed_at: VecDeque::new(),
             served: 0,
+            was_ready: false,
             revoking: false,
             full: false,
         }
