@@ -320,6 +320,14 @@ def overwrite_segment(path: str) -> None:
     time.sleep(FOREVER)
 
 
+def overwrite_claim_word(path: str) -> str:
+    """Fills what counts the requests with nonsense, and returns."""
+    append(path, "ran")
+    memory, _ = _channel()
+    memory[192:200] = bytes([0xFF, 0x12] * 4)
+    return "returned"
+
+
 def send_stray_file(path: str, item: int, culprit: int) -> object:
     """The `culprit` sends a file that nobody waits for before its big answer; the others behave."""
     append(path, str(item))

@@ -429,6 +429,15 @@ def test_flood_of_doorbells_delays_nothing(tmp_path: Path) -> None:
         assert [None, 1, 2, 3] == killer_pmap(item, range(4), cpus=2, timeout=0.5)
 
 
+def test_overwritten_claim_word_costs_no_other_call(tmp_path: Path) -> None:
+    """The worker is not used again, runs nothing again, and the next call has another."""
+    ran = tmp_path / "ran"
+    for attempt in range(1, 6):
+        assert "returned" == killer_call(hostile.overwrite_claim_word, timeout=20)(str(ran))
+        assert killer_call(hostile.same, timeout=20)("next") == "next"
+        assert ["ran"] * attempt == lines(ran)
+
+
 FEW_DESCRIPTORS = """
     import os, resource, sys
     from pathlib import Path

@@ -431,6 +431,13 @@ impl Driver {
         match crew.worker.hand(task, &parcel) {
             Ok(Handed::Yes) => None,
             Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, task, retired: false }),
+            Ok(Handed::Unsound) => {
+                // An earlier call has written over its memory. This one has nothing to do with it.
+                log::info!("worker {id:?} is not fit for use any more");
+                self.crew[at].worker.kill();
+                self.read_replies(at);
+                Some(Event::Refused { worker: id, task, retired: true })
+            }
             Ok(Handed::Retired) => {
                 // What it answered before that comes first: a host that was stopped for a minute may
                 // not have read it yet.

@@ -5,6 +5,10 @@
 //! started" cannot both happen to the same request: that is what makes handing requests ahead of
 //! time compatible with "an item runs at most once". Both counts wrap around at 2^31; only their
 //! difference matters, and it is bounded by the ring.
+//!
+//! The function may have written anything here. So each side keeps its own count to itself as well, and
+//! has nothing more to do with the other when the word says something else: a worker that believed a
+//! number that is none of its own would run an old request again, or one that was taken back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,8 +46,13 @@ impl Claim {
 }
 
 /// Adds one to a count of 31 bits.
-fn next(count: u32) -> u32 {
+pub fn next(count: u32) -> u32 {
     count.wrapping_add(1) & 0x7fff_ffff
+}
+
+/// Takes `count` off a count of 31 bits.
+pub fn less(from: u32, count: u32) -> u32 {
+    from.wrapping_sub(count) & 0x7fff_ffff
 }
 
 /// Reads the word.

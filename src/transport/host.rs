@@ -28,6 +28,8 @@ pub enum Handed {
     NoRoom,
     /// The worker has ended by itself.
     Retired,
+    /// What the worker was handed and what its claim word says of that differ: it gets nothing more.
+    Unsound,
 }
 
 /// A request in the ring that has not been answered.
@@ -44,6 +46,8 @@ pub struct HostChannel {
     segment: Segment,
     socket: OwnedFd,
     outstanding: VecDeque<Outstanding>,
+    /// How many requests were handed out, as the claim word should say.
+    handed: u32,
     /// Where the last answered request ended, which is where the worker reads on.
     answered_end: usize,
     response_read: u64,
@@ -60,6 +64,7 @@ impl HostChannel {
             segment,
             socket: ours,
             outstanding: VecDeque::new(),
+            handed: 0,
             answered_end: 0,
             response_read: 0,
             files_in: FilesIn::default(),
@@ -70,6 +75,10 @@ impl HostChannel {
 
     /// Hands a request to the worker and wakes it if it sleeps.
     pub fn hand(&mut self, task: u64, function: u64, sections: [&[u8]; 3]) -> io::Result<Handed> {
+        let claim = claim::load(self.segment.u64(CLAIM));
+        if claim.handed != self.handed || claim.unclaimed() as usize > self.outstanding.len() {
+            return Ok(Handed::Unsound);
+        }
         let len: usize = sections.iter().map(|section| section.len()).sum();
         let in_file = len > INLINE_MAX;
         let inline = if in_file { 0 } else { len };
@@ -97,6 +106,7 @@ impl HostChannel {
         if !claim::hand(self.segment.u64(CLAIM)) {
             return Ok(Handed::Retired);
         }
+        self.handed = claim::next(self.handed);
         self.outstanding.push_back(Outstanding { start, end: start + size, in_file });
         reach(Step::HostHanded);
         self.wake_worker()?;
@@ -125,11 +135,12 @@ impl HostChannel {
 
     /// Takes back all that the worker has not started, newest last, and tells how many.
     pub fn revoke(&mut self) -> usize {
-        let revoked = claim::revoke(self.segment.u64(CLAIM)) as usize;
+        let revoked = claim::revoke(self.segment.u64(CLAIM));
+        self.handed = claim::less(self.handed, revoked);
         // A worker that scribbled over the claim word cannot make us forget more than there is.
-        let kept = self.outstanding.len().saturating_sub(revoked);
+        let kept = self.outstanding.len().saturating_sub(revoked as usize);
         self.outstanding.truncate(kept);
-        revoked
+        revoked as usize
     }
 
     /// How many requests the worker has, answered ones not counted.

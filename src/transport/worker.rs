@@ -52,6 +52,8 @@ pub struct WorkerChannel {
     segment: &'static Segment,
     file: OwnedFd,
     socket: OwnedFd,
+    /// How many requests were started, as the claim word should say.
+    claimed: u32,
     read_at: usize,
     written: u64,
     files_in: FilesIn,
@@ -79,6 +81,7 @@ impl WorkerChannel {
             segment,
             file,
             socket,
+            claimed: 0,
             read_at: 0,
             written: 0,
             files_in: FilesIn::default(),
@@ -98,9 +101,17 @@ impl WorkerChannel {
 
     /// Starts the next request, if there is one.
     pub fn try_receive(&mut self) -> Result<Option<Request>, Corrupt> {
+        let claim = claim::load(self.segment.u64(CLAIM));
+        if claim.claimed != self.claimed || claim.unclaimed() as usize > RING_LEN / REQUEST_HEADER {
+            return Err(Corrupt(format!(
+                "{} requests were started, and not {}",
+                self.claimed, claim.claimed
+            )));
+        }
         if !claim::claim(self.segment.u64(CLAIM)) {
             return Ok(None);
         }
+        self.claimed = claim::next(self.claimed);
         loop {
             let room = RING_LEN - self.read_at;
             let parsed = if room < REQUEST_HEADER {

@@ -164,6 +164,8 @@ class Host:
                 [
                     sys.executable,
                     *("-W", "error", "-W", "ignore::DeprecationWarning"),
+                    # As it should in a host with a limit.
+                    *("-W", "ignore:killer_pmap runs with:RuntimeWarning"),
                     str(Path(__file__).with_name("host.py")),
                     json.dumps(config),
                 ],
