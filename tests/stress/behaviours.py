@@ -437,5 +437,35 @@ def allocate(task: Task) -> int:
     return task.number if len(b"x" * 100_000_000) else 0
 
 
-# PLACE FOR max_memory: a behaviour `exceed_memory`, which allocates more than the `max_memory` that
-# `host.Mixer` gives its calls, and must end with "MemoryLimitExceeded".
+# What the calls that exceed it are given, and what they take.
+MAX_MEMORY = 60_000_000
+TOO_MUCH = 400_000_000
+
+
+@_ends("MemoryLimitExceeded", items=0)
+def exceed_memory_bit_by_bit(task: Task) -> int:
+    """Touches more memory than it may, in small steps."""
+    task.injures("memory")
+    kept = [b"x" * 1_000_000 for _ in range(TOO_MUCH // 1_000_000)]
+    return len(kept)
+
+
+@_ends("MemoryLimitExceeded", items=0)
+def exceed_memory_at_once(task: Task) -> int:
+    """Asks for more than it may in one piece."""
+    task.injures("memory")
+    return len(b"x" * TOO_MUCH)
+
+
+@_ends("MemoryLimitExceeded", calls=1, items=0)
+def exceed_memory_in_children(task: Task) -> int:
+    """Children that have too much only together."""
+    task.injures("memory")
+    for _ in range(4):
+        if os.fork() == 0:
+            task.note_descendant()
+            kept = b"y" * (MAX_MEMORY // 2)
+            time.sleep(FOREVER)
+            os._exit(len(kept) == 0)
+    time.sleep(FOREVER)
+    return task.number

@@ -150,6 +150,8 @@ class Mixer:
         how = self._choose(lambda behaviour: behaviour.calls, options["start_method"], quick=False)
         number, behaviour = next(self.numbers), BEHAVIOURS[how]
         timeout = QUICK_TIMEOUT if behaviour.quick else self.chance.uniform(0.02, 0.3)
+        if how.startswith("exceed_memory"):
+            options["max_memory"] = behaviours.MAX_MEMORY
         function = killer_call(behaviours.work, timeout=timeout, **options)
         self._begin([(number, how)], timeout=timeout, **options)
         began = time.monotonic()
