@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Most tests wait for a deadline most of the time, so some run beside each other.
+BESIDE ?= -n 3 --dist loadgroup
 STRESS_SECONDS ?= 30
 STRESS_CALLS ?= 1000
 FUZZ_SECONDS ?= 20
@@ -43,11 +45,11 @@ test-rust: | $(BIN)/python
 	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
 
 test-python: $(VENV)/.wheel
-	$(BIN)/python -m pytest tests --ignore tests/stress
+	$(BIN)/python -m pytest tests --ignore tests/stress $(BESIDE)
 
 # The same wheel on every other CPython from 3.11 up that the machine has.
 test-wheel: $(VENV)/.wheel
-	$(BIN)/python tests/other_pythons.py dist/*.whl
+	$(BIN)/python tests/other_pythons.py dist/*.whl $(BESIDE)
 
 # A build that can be told to fail, beside the real one and in nobody's way.
 build/faults/.built: $(RUST_SOURCES) $(wildcard python/killercall/*) | $(VENV)/.tools

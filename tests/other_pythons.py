@@ -53,8 +53,8 @@ def _version(candidate: Path) -> tuple[int, int] | None:
             return None
 
 
-def main(wheel: str) -> int:
-    """Runs the tests on each; returns how many failed."""
+def main(wheel: str, *options: str) -> int:
+    """Runs the tests on each, with these options of pytest; returns how many failed."""
     failed = 0
     here = sys.version_info[:2]
     others = {version: path for version, path in interpreters().items() if version != here}
@@ -69,7 +69,7 @@ def main(wheel: str) -> int:
             subprocess.run([*pip, wheel, "--group", "test"], check=True)
             print(f"--- {'.'.join(map(str, version))}", flush=True)
             run = subprocess.run(
-                [python, "-m", "pytest", "tests", "--ignore", "tests/stress", "-q"]
+                [python, "-m", "pytest", "tests", "--ignore", "tests/stress", "-q", *options]
             )
             failed += run.returncode != 0
         finally:
@@ -78,4 +78,4 @@ def main(wheel: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

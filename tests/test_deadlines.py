@@ -87,7 +87,12 @@ def test_deadline_is_kept_whatever_it_does(
     of_call = [pid for pid in recorded(record) if pid not in machinery]
     assert [] == wait_until_reaped(of_call)
     if hang not in NO_STACK:
-        assert_stack_leads_to(hang, error)
+        with_stack = error
+        again = iter(range(3))
+        while with_stack.stack is None:
+            # A dump has 20 ms, in which a busy machine may not let the worker run at all.
+            with_stack = miss(call, tmp_path / f"again{next(again)}")
+        assert_stack_leads_to(hang, with_stack)
     if method != "fork":
         assert warm == error.pid
     after = pid()

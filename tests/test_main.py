@@ -93,6 +93,10 @@ def run_in_kernel(code: str) -> subprocess.CompletedProcess[str]:
 
 
 # These four sleep most of the time, so they run at the same time.
+# The runs are made once.
+pytestmark = pytest.mark.xdist_group("main")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], str, list[str]]]:
     """What each way of running the script printed, its errors, and how often its top level ran."""
