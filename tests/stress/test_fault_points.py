@@ -76,8 +76,8 @@ NOT_STARTED = frozenset({"WorkerStartError"})
 RIGHT = Allowed()
 # The guard dies when a worker may have got a call already, or the forkserver during a map.
 TAKEN_ALONG = Allowed(die=DIED)
-# Another worker is started for one that dies; one that is stopped uses up the start limit.
-STARTING = Allowed(stop=NOT_STARTED)
+# Another worker is started for one that dies; one that is stopped is told to go on.
+STARTING = Allowed()
 # The call that runs.
 BUSY = Allowed(die=DIED, stop=LATE)
 # A worker that is stopped when idle is found out by the call that it gets next.
