@@ -303,13 +303,16 @@ def draw_sample(whole: Run, rng: random.Random) -> list[Job]:
     return chosen
 
 
-def innermost_frame(stack: str) -> str:
+def innermost_frame(stack: str | None) -> str:
     """
     Return the file and function a killed worker was in, most recent call first.
 
     The import system and killercall's own frames say nothing about the fit and are
     passed over.
     """
+    if stack is None:
+        # A stack dump has 20 ms; on a busy machine the worker may not get to run in that time.
+        return "(no stack in time)"
     for path, function in re.findall(r'File "(.+?)", line \d+ in (\S+)', stack):
         if "importlib" not in path and Path(path).parent.name != "killercall":
             # The part that names the package, whatever environment it is in.
