@@ -632,8 +632,8 @@ class Round:
         if self.plan.kind == "Ctrl+C" and entry["begins"] < 1_000_000:
             right.add("KeyboardInterrupt")
         if self.plan.kind == "exits on SIGTERM":
-            # The end of the interpreter ends the calls of daemon threads.
-            right.update(("WorkerDied None", "WorkerStartError", "RuntimeError"))
+            # The end of the interpreter ends the calls of daemon threads, quietly.
+            right.update(("WorkerDied None", "WorkerStartError", "RuntimeError", "SystemExit"))
         if record.killed_at_start(end) >= START_ATTEMPTS:
             right.add("WorkerStartError")
         workers = {start.pid for start in starts} | {end.get("pid")}
