@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import errno as errno_names
 import pickle
+import resource
 import signal as signals
 from typing import Any, TypeVar
 
@@ -288,8 +289,6 @@ class WorkerStartError(KillerError, OSError):
 
 def _advice(errno: int | None) -> str:
     """Which limit was hit, its value, and what to do."""
-    import resource
-
     if errno == errno_names.EAGAIN:
         soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
         return (

@@ -77,7 +77,9 @@ if __name__ == "__main__":
     if limit_this_process(config.pop("limits", {})):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:-1], json.dumps(config)])
 
-from killercall import (  # noqa: E402  # noqa: E402
+# All that is used is imported here: a thread that imports while another one forks would leave the copy
+# with a lock that nobody gives back.
+from killercall import (  # noqa: E402
     KillerError,
     WorkerDied,
     WorkerStartError,
@@ -86,6 +88,7 @@ from killercall import (  # noqa: E402  # noqa: E402
     killer_pmap,
     shutdown,
 )
+from processes import is_running, thread_count, wait_until  # noqa: E402
 
 
 def ending_of(error: BaseException) -> str:
@@ -234,8 +237,6 @@ class Mixer:
 
     def _survivors(self, number: int) -> list[int]:
         """Descendants of a call that has ended badly which still run code."""
-        from processes import is_running
-
         path = Path(f"{self.directory}/tree-{number}")
         if not path.exists():
             return []
@@ -307,8 +308,6 @@ def mix(order: dict[str, Any]) -> dict[str, Any]:
     shutdown()
     gc.collect()
     log.close()
-    from processes import thread_count, wait_until
-
     # A thread that was joined is Python's no more, but for a moment still the kernel's.
     wait_until(lambda: thread_count() == 1, 5)
     return {
