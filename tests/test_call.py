@@ -1160,25 +1160,22 @@ def test_shutdown_and_on() -> None:
     assert first != killer_call(hostile.pid)()
 
 
-def test_shutdown_ends_running_calls() -> None:
+def test_shutdown_ends_running_calls(tmp_path: Path) -> None:
     """Calls in other threads end with `WorkerDied`."""
     errors: list[BaseException] = []
-    begun = threading.Event()
+    record = tmp_path / "pids"
 
     def call() -> None:
-        begun.set()
         try:
-            killer_call(hostile.nap, timeout=60)(60)
+            killer_call(hostile.note_and_nap, timeout=60)(str(record))
         except killercall.KillerError as error:
             errors.append(error)
 
     thread = threading.Thread(target=call)
     thread.start()
-    begun.wait()
-    # In whatever state of the call this meets it.
-    while thread.is_alive():
-        killercall.shutdown()
-        thread.join(0.3)
+    assert wait_until(record.exists, 30)
+    killercall.shutdown()
+    thread.join()
 
     assert [killercall.WorkerDied] == [type(error) for error in errors]
 

@@ -281,7 +281,8 @@ def test_idle_forkserver_killed_from_outside() -> None:
 
     os.kill(server, signal.SIGKILL)
 
-    assert wait_until(lambda: not is_running(server))
+    # While it is being torn down its workers are alive, and may take a call along.
+    assert wait_until(lambda: not os.path.exists(f"/proc/{server}"))
     assert killer_call(hostile.same)("next") == "next"
 
 

@@ -109,8 +109,10 @@ def unprivileged() -> list[str]:
     if setpriv is None:
         pytest.skip("this needs a user other than root, or setpriv")
     capability = "+dac_read_search"
+    # Whoever runs beside this has another one.
+    user = str(60_000 + os.getpid())
     return [
-        setpriv, "--reuid", "54321", "--clear-groups", f"--inh-caps={capability}",
+        setpriv, "--reuid", user, "--clear-groups", f"--inh-caps={capability}",
         f"--ambient-caps={capability}",
     ]  # fmt: skip
 
