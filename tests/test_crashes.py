@@ -373,7 +373,10 @@ def test_lost_forkserver_in_a_map(tmp_path: Path) -> None:
     for index in dead:
         assert isinstance(results[index], killercall.WorkerDied)
         assert results[index].item == index
-    assert sorted(map(int, lines(counted))) == list(range(30))
+    ran = sorted(map(int, lines(counted)))
+    assert len(set(ran)) == len(ran)
+    # One that died may have been killed before it could say that it ran.
+    assert set(range(30)) - set(dead) <= set(ran)
 
 
 def test_crashes_at_the_same_time() -> None:

@@ -139,17 +139,23 @@ def hang_together(directory: str, method: str) -> None:
 @pytest.mark.parametrize("method", START_METHODS)
 def test_outer_deadline_ends_all_of_it(method: str, tmp_path: Path) -> None:
     """Three workers deep, without a deadline of their own: nobody is left at the outer one."""
-    call = killer_call(nest, timeout=5, start_method=method)
-    start = time.monotonic()
+    # On a busy machine most of them may not have begun by the first deadline.
+    for timeout in (5, 15, 45):
+        directory = tmp_path / str(timeout)
+        directory.mkdir()
+        call = killer_call(nest, timeout=timeout, start_method=method)
+        start = time.monotonic()
 
-    with pytest.raises(killercall.TimeoutError, match="'nest'"):
-        call(1, hang_together, str(tmp_path), method)
+        with pytest.raises(killercall.TimeoutError, match="'nest'"):
+            call(1, hang_together, str(directory), method)
 
-    everyone = {pid for record in tmp_path.iterdir() for pid in recorded(record)}
-    outer = recorded_machinery_of_host()
-    assert [] == [pid for pid in everyone - outer if is_running(pid)]
-    assert time.monotonic() - start < 5 + PATIENCE
-    assert len(everyone) > len(CASES) // 2
+        everyone = {pid for record in directory.iterdir() for pid in recorded(record)}
+        outer = recorded_machinery_of_host()
+        assert [] == [pid for pid in everyone - outer if is_running(pid)]
+        assert time.monotonic() - start < timeout + PATIENCE
+        if len(everyone) > len(CASES) // 2:
+            return
+    pytest.fail(f"only {len(everyone)} processes had begun")
 
 
 def recorded_machinery_of_host() -> set[int]:
