@@ -65,8 +65,8 @@ stress: $(VENV)/.wheel build/faults/.built
 $(VENV)/fuzz/bin/cargo-fuzz: | $(BIN)/python
 	cargo install --quiet --locked --root $(VENV)/fuzz cargo-fuzz@0.13.2
 
-# Each target for a while, from the kept corpus on. A run by hand and not part of .ci/run: the tool
-# takes a minute to build, and `make test` runs the same functions on random bytes and the corpus.
+# Each target for a while, from the kept corpus on. `make test` runs the same functions on random bytes
+# and on the corpus.
 # The sanitizer is an unstable option of the compiler, which takes it with RUSTC_BOOTSTRAP.
 # What is new goes to fuzz/target; to keep it, see CONTRIBUTING.md.
 fuzz: export RUSTC_BOOTSTRAP = 1
