@@ -320,11 +320,11 @@ def overwrite_segment(path: str) -> None:
     time.sleep(FOREVER)
 
 
-def overwrite_claim_word(path: str) -> str:
+def overwrite_claim_word(path: str, byte: int = 0x12) -> str:
     """Fills what counts the requests with nonsense, and returns."""
     append(path, "ran")
     memory, _ = _channel()
-    memory[192:200] = bytes([0xFF, 0x12] * 4)
+    memory[192:200] = bytes([byte] * 8)
     return "returned"
 
 

@@ -442,6 +442,30 @@ def test_overwritten_claim_word_costs_no_other_call(tmp_path: Path) -> None:
         assert ["ran"] * attempt == lines(ran)
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_overwritten_claim_word_in_a_map(cpus: int, *, hangs: bool, tmp_path: Path) -> None:
+    """The map ends in time, nothing runs twice; what was handed ahead may fail with it."""
+    ran = tmp_path / "ran"
+
+    def work(item: int) -> int:
+        hostile.append(str(ran), str(item))
+        if item == 20:
+            hostile.overwrite_claim_word(str(tmp_path / "culprit"), 0 if hangs else 0xFF)
+            hostile.nap(hostile.FOREVER if hangs else 0)
+        return item
+
+    with took(0, 2 * PATIENCE):
+        values = killer_pmap(
+            work, range(60), cpus=cpus, timeout=1, on_timeout="return", on_error="return"
+        )
+
+    for item, value in enumerate(values):
+        assert item == value or isinstance(value, killercall.KillerError)
+    assert sum(isinstance(value, int) for value in values) > 20
+    assert len(lines(ran)) == len(set(lines(ran)))
+
+
 FEW_DESCRIPTORS = """
     import os, resource, sys
     from pathlib import Path

@@ -523,6 +523,43 @@ def test_host_without_streams(before: str, after: str) -> None:
     assert ("", repr([1, [2, 3], 4] * 3), 0) == (done.stderr, done.stdout, done.returncode)
 
 
+def test_signals_that_the_first_caller_has_blocked() -> None:
+    """Whoever blocks signals for a `sigwait` of its own does not block them for our processes."""
+    script = """
+import os, signal
+from killercall import WorkerDied, killer_call
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+for method in ("forkserver", "spawn", "fork"):
+    try:
+        killer_call(lambda: os._exit(3), timeout=None, start_method=method)()
+    except WorkerDied as error:
+        print(error.exitcode, killer_call(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()))())
+"""
+    with took(0, 60):
+        done = run_script(script)
+    assert ("", "3 set()\n" * 3) == (done.stderr, done.stdout)
+
+
+def test_log_handler_that_makes_a_call() -> None:
+    """It is called in the middle of our own code, which holds no lock then."""
+    script = """
+import logging
+from killercall import killer_call, shutdown
+class Calls(logging.Handler):
+    busy = False
+    def emit(self, record):
+        if not Calls.busy:
+            Calls.busy = True
+            print(killer_call(abs)(-1))
+logging.getLogger().addHandler(Calls())
+logging.getLogger().setLevel(logging.DEBUG)
+print(killer_call(abs)(-2))
+"""
+    with took(0, 60):
+        done = run_script(script)
+    assert ("", "1\n2\n") == (done.stderr, done.stdout)
+
+
 def test_first_calls_at_the_same_time_while_everything_is_logged() -> None:
     """Whoever holds a lock of ours may have to wait for Python's, so nobody waits the other way."""
     script = """

@@ -27,6 +27,8 @@ def serve(control: int | None) -> None:
     """
     status = 1
     try:
+        # The thread that made the first call may have blocked what we live by.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Before the first fork, so that no worker has to import it again.
         from killercall import _core, _worker
 

@@ -277,9 +277,10 @@ def _lacks_memory(error: BaseException) -> bool:
     """Whether this process was refused memory; what a call inside of this one met is its own."""
     if _is_one_of(error, (MemoryLimitExceeded,)):
         return False
-    # Not `error.__cause__`, which its class may define anew.
-    cause = vars(BaseException)["__cause__"].__get__(error)
-    return issubclass(type(error), MemoryError) or issubclass(type(cause), MemoryError)
+    # Our own, of what could not be pickled for lack of memory; what the function made of a
+    # MemoryError is its own affair.
+    cause = error.__cause__ if type(error) is SerializationError else None
+    return issubclass(type(error), MemoryError) or isinstance(cause, MemoryError)
 
 
 def _exit_status(error: SystemExit) -> int:
@@ -298,6 +299,7 @@ def _prepare_process(channel: _core.Channel) -> None:
     faulthandler.enable(file=fd, all_threads=True)
     faulthandler.register(dump_signal, file=fd, all_threads=True, chain=True)
     signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

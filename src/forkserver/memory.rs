@@ -29,7 +29,7 @@ pub fn kernel_limit(limit: u64) -> u64 {
 }
 
 /// The watch over one worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct MemoryWatch {
     /// Most bytes that the worker and all that it started may use together.
     limit: u64,
@@ -37,19 +37,57 @@ pub struct MemoryWatch {
     pub look_at: Moment,
     /// How much was used when it was too much.
     pub over: Option<u64>,
+    /// The closer look that is under way.
+    audit: Option<Audit>,
+}
+
+/// Counts shared pages once, process by process: each takes up to tens of milliseconds, between which
+/// the forkserver has kills to attend to.
+#[derive(Debug)]
+struct Audit {
+    left: Vec<i32>,
+    sum: u64,
+    cost: Duration,
 }
 
 impl MemoryWatch {
     /// Over a worker that was just forked.
     pub fn new(limit: u64, now: Moment) -> Self {
-        Self { limit, look_at: now + LOOK.0, over: None }
+        Self { limit, look_at: now + LOOK.0, over: None, audit: None }
     }
 
     /// Looks at the tree of worker `pid`, whose forkserver is `server`. True if it is over the limit.
     pub fn look(&mut self, pid: i32, server: i32) -> bool {
         let begin = sys::cpu_time();
-        let used = used(pid, server, self.limit);
-        let cost = sys::cpu_time().since(begin);
+        let audit = self.audit.take();
+        let (used, before) = match audit {
+            None => {
+                let tree: Vec<i32> = std::iter::once(pid).chain(sys::descendants(pid)).collect();
+                let used = tree.iter().map(|&pid| own(pid, server, sys::resident_memory)).sum();
+                if tree.len() > 1 && used > self.limit {
+                    // Forked processes share pages, which were counted once for each of them.
+                    let left = address_spaces(&tree);
+                    let cost = sys::cpu_time().since(begin);
+                    self.audit = Some(Audit { left, sum: 0, cost });
+                    self.look_at = sys::now();
+                    return false;
+                }
+                (used, Duration::ZERO)
+            }
+            Some(mut audit) => {
+                if let Some(next) = audit.left.pop() {
+                    audit.sum += own(next, server, sys::proportional_memory);
+                    audit.cost += sys::cpu_time().since(begin);
+                    if audit.sum <= self.limit && !audit.left.is_empty() {
+                        self.look_at = sys::now();
+                        self.audit = Some(audit);
+                        return false;
+                    }
+                }
+                (audit.sum, audit.cost)
+            }
+        };
+        let cost = before + sys::cpu_time().since(begin);
         let now = sys::now();
         if used > self.limit {
             self.over = Some(used);
@@ -61,28 +99,16 @@ impl MemoryWatch {
     }
 }
 
-/// How much the tree of `pid` uses beyond what it has in common with the forkserver.
-fn used(pid: i32, server: i32, limit: u64) -> u64 {
-    let tree: Vec<i32> = std::iter::once(pid).chain(sys::descendants(pid)).collect();
-    let resident = sum(&tree, server, sys::resident_memory);
-    if tree.len() == 1 || resident <= limit {
-        return resident;
-    }
-    // Forked processes share pages, which were counted once for each of them.
-    sum(&tree, server, sys::proportional_memory)
+/// What `pid` uses. If it was forked and has not execed, what came from the forkserver does not count:
+/// that is about what the forkserver itself uses by the same measure.
+fn own(pid: i32, server: i32, used: fn(i32) -> Option<u64>) -> u64 {
+    let inherited = if sys::image(pid) == sys::image(server) { used(server).unwrap_or(0) } else { 0 };
+    used(pid).unwrap_or(0).saturating_sub(inherited)
 }
 
-/// Adds up what each process uses. Of those that were forked and have not execed, what came from the
-/// forkserver does not count: it is about what the forkserver itself uses by the same measure.
-fn sum(tree: &[i32], server: i32, used: fn(i32) -> Option<u64>) -> u64 {
-    let image = sys::image(server);
-    let common = used(server).unwrap_or(0);
-    tree.iter()
-        .map(|&pid| {
-            let inherited = if sys::image(pid) == image { common } else { 0 };
-            used(pid).unwrap_or(0).saturating_sub(inherited)
-        })
-        .sum()
+/// One process for each address space: between `vfork` and exec a child has that of its parent.
+fn address_spaces(tree: &[i32]) -> Vec<i32> {
+    tree.iter().copied().filter(|&pid| !sys::shares_memory_with_parent(pid)).collect()
 }
 
 /// How long until the next look: half of what it takes to use up the headroom.

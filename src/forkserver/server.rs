@@ -291,11 +291,12 @@ impl Server {
         let Ok((end, importing)) = sys::pipe() else {
             return interpreter.preload(modules);
         };
+        let server = &mut *self;
         std::thread::scope(|scope| {
             let attendance = move || {
                 let mut waiter = Waiter::default();
                 while matches!(sys::wait_readable(end.as_fd(), Duration::ZERO), Ok(false)) {
-                    if !matches!(self.attend(&mut waiter, Some(&end)), Ok(true)) {
+                    if !matches!(server.attend(&mut waiter, Some(&end)), Ok(true)) {
                         guard::sweep();
                         sys::exit_now(0);
                     }
@@ -306,6 +307,8 @@ impl Server {
             interpreter.preload(modules);
             drop(importing);
         });
+        // A module may have had its own mind about the end of children; without it, some wait for ever.
+        let _ = self.signal.listen();
     }
 
     /// The host or the guard is gone: so must be all workers, then this process. Only then do the
@@ -435,7 +438,7 @@ impl Server {
             }
         }
         let alive = self.children.iter().filter(|child| matches!(child.state, ChildState::Alive));
-        alive.filter_map(|child| child.memory.map(|memory| memory.look_at)).min()
+        alive.filter_map(|child| child.memory.as_ref().map(|memory| memory.look_at)).min()
     }
 
     /// Reaps who has ended, kills what they left behind, and tells the host of each worker whose

@@ -383,6 +383,11 @@ impl Driver {
                 let count = self.crew[at].worker.revoke();
                 // What it answered before that comes first.
                 self.read_replies(at);
+                // Of what is left a sound worker has started one, and cannot have started more.
+                if self.crew[at].worker.in_hand() > 1 && self.crew[at].corrupt.is_none() {
+                    let event = self.corrupted(at, "more than one request was started at a time".into());
+                    self.events.push_back(event);
+                }
                 self.events.push_back(Event::Revoked { worker, count });
             }
             Action::Dump { worker } => self.with(worker, |worker| worker.signal(DUMP_SIGNAL)),
@@ -432,11 +437,19 @@ impl Driver {
             Ok(Handed::Yes) => None,
             Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, task, retired: false }),
             Ok(Handed::Unsound) => {
-                // An earlier call has written over its memory. This one has nothing to do with it.
-                log::info!("worker {id:?} is not fit for use any more");
-                self.crew[at].worker.kill();
                 self.read_replies(at);
-                Some(Event::Refused { worker: id, task, retired: true })
+                let idle = self.crew[at].worker.in_hand() == 0;
+                if idle {
+                    // An earlier call has written over its memory. This one has nothing to do with it.
+                    log::info!("worker {id:?} is not fit for use any more");
+                    self.crew[at].worker.kill();
+                } else if self.crew[at].corrupt.is_none() {
+                    // The one that it runs has, and counts as started.
+                    let event = self.corrupted(at, "its claim word was changed".into());
+                    self.events.push_back(Event::Refused { worker: id, task, retired: false });
+                    return Some(event);
+                }
+                Some(Event::Refused { worker: id, task, retired: idle })
             }
             Ok(Handed::Retired) => {
                 // What it answered before that comes first: a host that was stopped for a minute may

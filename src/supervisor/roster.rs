@@ -146,6 +146,11 @@ impl HostWorker {
         count
     }
 
+    /// How many tasks it has that are not answered.
+    pub fn in_hand(&self) -> usize {
+        self.in_hand.len()
+    }
+
     /// How many of the `handed` tasks that its job knows of it has started.
     ///
     /// A sound worker is in the middle of one at most. One that wrote nonsense may have gone on after
@@ -296,6 +301,10 @@ impl Roster {
 
     /// The forkserver, launched if there is none that works.
     fn server(&self, launch: Option<&Launch>) -> Result<Arc<Forkserver>, Error> {
+        if launch.is_some() && !self.has_server() {
+            // Not under the lock: a handler of the user's may make a call of its own.
+            log::debug!("starting the forkserver");
+        }
         let mut slot = lock(&self.server);
         if let Some(server) = slot.as_ref().filter(|server| !server.is_lost()) {
             return Ok(Arc::clone(server));
@@ -304,7 +313,6 @@ impl Roster {
             let source = std::io::Error::other("the copy of the host has ended");
             return Err(Error::Forkserver { step: "reach it", source });
         };
-        log::debug!("starting the forkserver");
         let server = Arc::new(Forkserver::launch(&launch.program, &launch.arguments, &launch.environment)?);
         *slot = Some(Arc::clone(&server));
         Ok(server)

@@ -25,5 +25,7 @@ pub use signal::{
 };
 pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
 pub use tree::{children, descendants, keep_reserve, kill_tree, release_reserve};
-pub use usage::{ease_memory_limit, image, limit_memory, proportional_memory, resident_memory};
+pub use usage::{
+    ease_memory_limit, image, limit_memory, proportional_memory, resident_memory, shares_memory_with_parent,
+};
 pub use wait::{Interest, Waiter, Woken, wait_readable};

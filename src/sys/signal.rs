@@ -76,6 +76,13 @@ impl ChildSignal {
     pub fn install() -> io::Result<Self> {
         let (reader, writer) = super::socket::pipe()?;
         CHILD_BELL.store(writer.as_raw_fd(), Ordering::Relaxed);
+        let signal = Self { reader, _writer: writer };
+        signal.listen()?;
+        Ok(signal)
+    }
+
+    /// Listens again, after other code may have changed the signal's handler or blocked it.
+    pub fn listen(&self) -> io::Result<()> {
         let action = SigAction::new(
             SigHandler::Handler(ring_child_bell),
             SaFlags::SA_RESTART | SaFlags::SA_NOCLDSTOP,
@@ -83,7 +90,9 @@ impl ChildSignal {
         );
         // SAFETY: the handler only does what is async-signal-safe.
         unsafe { sigaction(Signal::SIGCHLD, &action) }?;
-        Ok(Self { reader, _writer: writer })
+        let mut child = SigSet::empty();
+        child.add(Signal::SIGCHLD);
+        Ok(child.thread_unblock()?)
     }
 
     /// Becomes readable when a child has ended.

@@ -4,6 +4,7 @@
 //! parent ended is handed up to the next of ours and never leaves the tree, whatever session it
 //! moved to.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 #[cfg(target_os = "linux")]
@@ -115,12 +116,13 @@ pub fn children(_pid: i32) -> Vec<i32> {
 /// All descendants of `pid`, parents before their children.
 pub fn descendants(pid: i32) -> Vec<i32> {
     let mut found = children(pid);
+    let mut seen: HashSet<i32> = found.iter().copied().collect();
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
         next += 1;
         for child in children(parent) {
             // A pid seen twice would be one that was reused meanwhile; once is enough.
-            if !found.contains(&child) {
+            if seen.insert(child) {
                 found.push(child);
             }
         }

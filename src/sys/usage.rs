@@ -31,13 +31,36 @@ pub fn proportional_memory(pid: i32) -> Option<u64> {
     sum_of("smaps_rollup", pid, &["Pss_Anon", "Pss_Shmem", "SwapPss"])
 }
 
+/// A number from the kernel's line on a process, counted as proc(5) does.
+#[cfg(target_os = "linux")]
+fn stat_field(pid: i32, number: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // "pid (name) state ...", and the name may hold anything; the state is the third field.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
+}
+
 /// What tells one program from another: processes of the same image were forked from each other, or
 /// from a common ancestor, since the last exec. (The kernel draws the place of the stack at exec.)
 #[cfg(target_os = "linux")]
 pub fn image(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // "pid (name) state ...", and the name may hold anything; startstack is the 28th field.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(25)?.parse().ok()
+    stat_field(pid, 28)
+}
+
+/// Whether `pid` has the address space of its parent, as between `vfork` and exec. If the kernel does not
+/// tell, it has not.
+#[cfg(target_os = "linux")]
+pub fn shares_memory_with_parent(pid: i32) -> bool {
+    /// The kernel's name for address spaces.
+    const KCMP_VM: i32 = 1;
+    let Some(parent) = stat_field(pid, 4).and_then(|parent| i32::try_from(parent).ok()) else { return false };
+    // SAFETY: the call only compares; nix has no wrapper for it.
+    unsafe { libc::syscall(libc::SYS_kcmp, pid, parent, KCMP_VM, 0, 0) == 0 }
+}
+
+/// There is no such call here.
+#[cfg(not(target_os = "linux"))]
+pub fn shares_memory_with_parent(_pid: i32) -> bool {
+    false
 }
 
 /// There is no such table here.
