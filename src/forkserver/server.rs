@@ -16,6 +16,8 @@ use crate::time::Moment;
 const TEAR_DOWN_LIMIT: Duration = Duration::from_millis(20);
 /// How often a sweep looks again even if no child's end woke it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How many looks in a row have to find nobody.
+const LOOKS: usize = 4;
 /// Bounds one system call; nothing depends on its length.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -463,7 +465,9 @@ impl Server {
         if self.children.iter().all(|child| matches!(child.state, ChildState::Alive | ChildState::GivenUp)) {
             return false;
         }
-        let strays = self.kill_strays();
+        // The kernel may leave out a child while others come and go: only what several looks do not find
+        // is not there.
+        let strays = (0..LOOKS).any(|_| self.kill_strays());
         self.children.retain_mut(|child| match child.state {
             ChildState::Alive | ChildState::GivenUp => true,
             ChildState::Killed(at) if now.since(at) < TEAR_DOWN_LIMIT => {
