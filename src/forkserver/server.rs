@@ -318,8 +318,9 @@ impl Server {
     fn end(self) -> Booted {
         reach(Step::ServerSweeps);
         // A guard that somebody has stopped must see that it is over.
-        if sys::parent_pid() > 1 {
-            let _ = sys::send(sys::parent_pid(), sys::CONTINUE_SIGNAL);
+        let parent = sys::parent_pid();
+        if parent > 1 {
+            let _ = sys::send(parent, sys::CONTINUE_SIGNAL);
         }
         guard::sweep();
         drop(self);
