@@ -144,6 +144,7 @@ impl HostChannel {
     }
 
     /// How many requests the worker has, answered ones not counted.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn outstanding(&self) -> usize {
         self.outstanding.len()
     }
