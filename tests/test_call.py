@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -893,8 +894,8 @@ def test_remote_traceback_is_the_cause(method: str) -> None:
     assert "_worker.py" not in text
 
 
-def test_remote_traceback_of_a_script_shows_source_lines() -> None:
-    """Also when the script is nowhere in a file."""
+def test_remote_traceback_of_a_script_shows_source_lines(tmp_path: Path) -> None:
+    """Where there is a file; a script that is nowhere in one is no failure."""
     script = """
 from killercall import killer_call
 
@@ -904,11 +905,42 @@ def fails():
 
 fails()
 """
-    for way in ("-c", "stdin"):
-        run = run_script(script, way=way)
+    for way in ("file", "-c", "stdin"):
+        run = run_script(script, way=way, directory=tmp_path)
         assert 1 == run.returncode
         assert "LookupError: there" == run.stderr.splitlines()[-1]
         assert "in fails" in run.stderr
+        if way == "file":
+            assert "script.py" in run.stderr
+            assert "# this very line" in run.stderr
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_functions_that_go_by_value_keep_their_place(method: str) -> None:
+    """Tracebacks and stacks name the file of the function, and of those in it, and show the line."""
+
+    def fails() -> None:
+        def inside() -> None:
+            raise LookupError("there")  # this very line
+
+        inside()
+
+    def hangs() -> None:
+        (lambda: time.sleep(60))()
+
+    with pytest.raises(LookupError) as failed:
+        killer_call(fails, start_method=method, timeout=60)()
+    assert __file__ in str(failed.value.__cause__)
+    assert "# this very line" in str(failed.value.__cause__)
+
+    for _ in range(5):
+        with pytest.raises(killercall.TimeoutError) as late:
+            killer_call(hangs, start_method=method, timeout=0.3)()
+        # A dump has 20 ms, in which a busy machine may not let the worker run at all.
+        if late.value.stack is not None:
+            break
+    assert late.value.stack is not None
+    assert 2 == late.value.stack.count(__file__)
 
 
 def test_notes_are_kept() -> None:

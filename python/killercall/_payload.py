@@ -10,6 +10,8 @@ through the serializer, by default cloudpickle with these differences:
 - An exception is rebuilt without its own `__init__`, which may take other arguments than `args`.
 - A function that its module knows only as a decorated `killer_call` is sent as a reference to
   that.
+- Code keeps the name of its file, so that tracebacks and stacks have source lines. (From 3.1.3 on
+  cloudpickle calls all files `<dynamic-code>`.)
 """
 
 from __future__ import annotations
@@ -77,6 +79,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.FunctionType):
             return self._reduce_function(obj)
+        if isinstance(obj, types.CodeType):
+            return _reduce_code(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
         if isinstance(obj, functools._lru_cache_wrapper):
@@ -161,6 +165,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         # Its arguments are code, globals, name, defaults and closure.
         _, arguments, state, *_ = reduced
         return _make_main_function, (arguments[0], arguments[4]), state, None, None, _set_main_state
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    make, arguments = _internals._code_reduce(code)
+    before, after = arguments[:_FILENAME], arguments[_FILENAME + 1 :]
+    return make, (*before, code.co_filename, *after)
+
+
+# The place of the file's name among the arguments of `types.CodeType`.
+_FILENAME = 10
 
 
 def _has_default_reduce(cls: type[BaseException]) -> bool:
