@@ -176,16 +176,17 @@ time.sleep(60)
 
 @pytest.mark.parametrize("method", START_METHODS)
 def test_shared_pages_count_once(method: str) -> None:
-    """Children that were forked share what their parent has touched."""
+    """Children that were forked share what their parent has touched, also while they come and go."""
 
     def work() -> int:
         kept = b"x" * (100 * MIB)
         context = multiprocessing.get_context("fork")
-        children = [context.Process(target=time.sleep, args=(0.5,)) for _ in range(4)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join()
+        for _ in range(10):
+            children = [context.Process(target=time.sleep, args=(0.1,)) for _ in range(5)]
+            for child in children:
+                child.start()
+            for child in children:
+                child.join()
         return len(kept) // MIB
 
     assert killer_call(work, timeout=60, max_memory=LIMIT, start_method=method)() == 100

@@ -43,11 +43,44 @@ pub struct MemoryWatch {
 
 /// Counts shared pages once, process by process: each takes up to tens of milliseconds, between which
 /// the forkserver has kills to attend to.
+///
+/// So the shares are of different moments. A process counted with a fifth of what it shares with four
+/// others may be gone when the last of them is counted, with all of it: the sum would be more than there
+/// ever was. See [`Share::still`].
 #[derive(Debug)]
 struct Audit {
     left: Vec<i32>,
-    sum: u64,
+    counted: Vec<Share>,
     cost: Duration,
+}
+
+/// What one process had when it was counted.
+#[derive(Debug)]
+struct Share {
+    pid: i32,
+    image: Option<u64>,
+    resident: u64,
+    /// Its part of the sum, in which a page that several processes share is divided among them.
+    bytes: u64,
+}
+
+impl Share {
+    fn of(pid: i32, server: i32) -> Self {
+        let (image, resident) = (sys::image(pid), sys::resident_memory(pid).unwrap_or(0));
+        Self { pid, image, resident, bytes: own(pid, server, sys::proportional_memory) }
+    }
+
+    /// What of it counts beside shares that were taken since: a process that has ended, or runs another
+    /// program, has left its pages to those who shared them, and so has one that has freed some.
+    ///
+    /// What is left was all mapped for the whole time, so that the sum is no more than what is in use.
+    fn still(&self) -> u64 {
+        if sys::image(self.pid) != self.image {
+            return 0;
+        }
+        let freed = self.resident.saturating_sub(sys::resident_memory(self.pid).unwrap_or(0));
+        self.bytes.saturating_sub(freed)
+    }
 }
 
 impl MemoryWatch {
@@ -68,7 +101,7 @@ impl MemoryWatch {
                     // Forked processes share pages, which were counted once for each of them.
                     let left = address_spaces(&tree);
                     let cost = sys::cpu_time().since(begin);
-                    self.audit = Some(Audit { left, sum: 0, cost });
+                    self.audit = Some(Audit { left, counted: Vec::new(), cost });
                     self.look_at = sys::now();
                     return false;
                 }
@@ -76,15 +109,20 @@ impl MemoryWatch {
             }
             Some(mut audit) => {
                 if let Some(next) = audit.left.pop() {
-                    audit.sum += own(next, server, sys::proportional_memory);
-                    audit.cost += sys::cpu_time().since(begin);
-                    if audit.sum <= self.limit && !audit.left.is_empty() {
-                        self.look_at = sys::now();
-                        self.audit = Some(audit);
-                        return false;
-                    }
+                    audit.counted.push(Share::of(next, server));
                 }
-                (audit.sum, audit.cost)
+                let sum = |of: fn(&Share) -> u64| audit.counted.iter().map(of).sum::<u64>();
+                let mut used = sum(|share| share.bytes);
+                if used > self.limit {
+                    used = sum(Share::still);
+                }
+                if used <= self.limit && !audit.left.is_empty() {
+                    audit.cost += sys::cpu_time().since(begin);
+                    self.look_at = sys::now();
+                    self.audit = Some(audit);
+                    return false;
+                }
+                (used, audit.cost)
             }
         };
         let cost = before + sys::cpu_time().since(begin);
@@ -128,6 +166,38 @@ mod tests {
         let between = pause(512 << 20, Duration::ZERO);
         assert!(LOOK.0 < between && between < LOOK.1, "{between:?}");
         assert_eq!(Duration::from_millis(100), pause(1 << 20, Duration::from_millis(10)));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_has_ended_or_runs_another_program_has_left_its_share_to_others() {
+        use std::io::{Read, Write};
+        use std::process::{Command, Stdio};
+
+        let ends = ["echo; read line", "echo; read line; exec sh -c 'echo; read line'"];
+        for program in ends {
+            let mut shell = Command::new("sh")
+                .args(["-c", program])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (mut orders, mut answers) = (shell.stdin.take().unwrap(), shell.stdout.take().unwrap());
+            let pid = i32::try_from(shell.id()).unwrap();
+            answers.read_exact(&mut [0]).unwrap();
+            let share = Share::of(pid, sys::pid());
+            assert!(share.bytes > 0);
+            assert_eq!(share.bytes, share.still());
+            orders.write_all(b"on\n").unwrap();
+            // Either its end or the first word of the other program.
+            let _ = answers.read(&mut [0]).unwrap();
+            if program == ends[0] {
+                shell.wait().unwrap();
+            }
+            assert_eq!(0, share.still(), "{program}");
+            drop(orders);
+            shell.wait().unwrap();
+        }
     }
 
     #[test]
