@@ -89,14 +89,14 @@ def is_being_killed(pid: int) -> bool:
     Whether the process will never run code of its own again, though the kernel still has it.
 
     SIGKILL is pending, or the process is on its way out: then only its memory is torn down, which
-    an answer does not wait for beyond 20 ms.
+    an answer does not wait for beyond 20 ms. Or it is gone, since whoever asks has seen it.
     """
     exiting, kill = 0x4, 1 << (signal.SIGKILL - 1)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return True
     pending = [
         line.split()[1] for line in status.splitlines() if line[:7] in {"SigPnd:", "ShdPnd:"}
     ]

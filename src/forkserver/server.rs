@@ -16,8 +16,6 @@ use crate::time::Moment;
 const TEAR_DOWN_LIMIT: Duration = Duration::from_millis(20);
 /// How often a sweep looks again even if no child's end woke it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// How many looks in a row have to find nobody.
-const LOOKS: usize = 4;
 /// Bounds one system call; nothing depends on its length.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -466,12 +464,17 @@ impl Server {
         if self.children.iter().all(|child| matches!(child.state, ChildState::Alive | ChildState::GivenUp)) {
             return false;
         }
-        // The kernel may leave out a child while others come and go: only what several looks do not find
-        // is not there.
-        let strays = (0..LOOKS).any(|_| self.kill_strays());
+        let strays = self.kill_strays();
+        let late = |at: Moment| now.since(at) >= TEAR_DOWN_LIMIT;
+        // Nobody waits any longer for the kernel, but none of them may run.
+        let is_late = |child: &Child| match child.state {
+            ChildState::Killed(at) | ChildState::Reaped(_, at) => late(at),
+            ChildState::Alive | ChildState::GivenUp => false,
+        };
+        let quiet = self.children.iter().any(is_late) && strays.iter().all(|&pid| sys::is_killed(pid));
         self.children.retain_mut(|child| match child.state {
             ChildState::Alive | ChildState::GivenUp => true,
-            ChildState::Killed(at) if now.since(at) < TEAR_DOWN_LIMIT => {
+            ChildState::Killed(at) if !(late(at) && quiet && sys::is_killed(child.pid)) => {
                 // What it forked while it was being killed.
                 sys::kill_tree(child.pid);
                 true
@@ -481,7 +484,7 @@ impl Server {
                 child.state = ChildState::GivenUp;
                 true
             }
-            ChildState::Reaped(_, at) if strays && now.since(at) < TEAR_DOWN_LIMIT => true,
+            ChildState::Reaped(_, at) if !(strays.is_empty() || late(at) && quiet) => true,
             ChildState::Reaped(Reaped { status, peak_memory, .. }, _) => {
                 reach(Step::ServerReaped);
                 tell(&child.notice, Notice::Exited { status, peak_memory });
@@ -493,20 +496,33 @@ impl Server {
             .any(|child| matches!(child.state, ChildState::Killed(_) | ChildState::Reaped(..)))
     }
 
-    /// Whoever is a child of ours but not a worker was started by a worker that has ended.
-    fn kill_strays(&self) -> bool {
-        let mut strays = false;
-        for pid in sys::children(self.pid) {
-            if !self
-                .children
+    /// Whoever is a child of ours but not a worker was started by a worker that has ended. When there is
+    /// nobody, all that the workers which were reaped had started is gone.
+    fn kill_strays(&self) -> Vec<i32> {
+        let is_worker = |pid: i32| {
+            self.children
                 .iter()
                 .any(|child| child.pid == pid && !matches!(child.state, ChildState::Reaped(..)))
-            {
-                sys::kill_tree(pid);
-                strays = true;
-            }
+        };
+        let mut strays = own_children(self.pid);
+        strays.retain(|&pid| !is_worker(pid));
+        for &pid in &strays {
+            sys::kill_tree(pid);
         }
         strays
+    }
+}
+
+/// All children of this process. None is missed: a list is read exactly as long as nobody leaves it, and
+/// only the thread that reads it reaps; but for an import, which may start programs and wait for them.
+fn own_children(pid: i32) -> Vec<i32> {
+    let mut found = sys::children(pid);
+    loop {
+        let again = sys::children(pid);
+        if again == found {
+            return found;
+        }
+        found = again;
     }
 }
 

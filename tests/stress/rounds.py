@@ -741,7 +741,10 @@ def repeat(run: Run, seconds: float, only: list[int], warn: Callable[[str], None
         left = began + seconds - time.monotonic()
         if len(wrong) >= MOST_WRONG or (left <= 0 and not only):
             break
-        wrong += run.round(number, 2.5 if only else left)
+        found = run.round(number, 2.5 if only else left)
+        for what in found:
+            warn(what)
+        wrong += found
         warn(f"round {number}, {time.monotonic() - began:.1f} s")
     wrong += run.end()
     run.tally.seconds = time.monotonic() - began
