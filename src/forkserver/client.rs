@@ -18,6 +18,9 @@ use crate::transport::HostChannel;
 const END_LIMIT: Duration = Duration::from_secs(2);
 /// How long after its last word a forkserver is taken to be at work.
 const BUSY_LIMIT: Duration = Duration::from_millis(500);
+/// How long a forkserver that waits for a core is given, from the first thing that it was asked and has
+/// not answered. Nobody else would be quicker on such a machine, and its end costs all its workers.
+const STARVED_LIMIT: Duration = Duration::from_secs(5);
 /// How long the guard may take before it is taken for stopped.
 const STOPPED_LIMIT: Duration = Duration::from_millis(300);
 
@@ -54,6 +57,8 @@ pub struct Forkserver {
     over: AtomicBool,
     /// When it last said something, in nanoseconds.
     heard: AtomicU64,
+    /// When it was first asked for something after that.
+    asked: AtomicU64,
     /// The process that made this. A copy of it must not end it.
     owner: i32,
     /// Whom to let go on if they do not do as they are told: who was started, then, once they are
@@ -95,6 +100,7 @@ impl Forkserver {
             lost: AtomicBool::new(false),
             over: AtomicBool::new(false),
             heard: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             owner: sys::pid(),
             family: Mutex::default(),
         };
@@ -123,6 +129,9 @@ impl Forkserver {
     fn command(&self, command: Command, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
         let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: [u8; COMMAND_LEN] = command.encode();
+        if self.asked.load(Ordering::Relaxed) <= self.heard.load(Ordering::Relaxed) {
+            self.asked.store(sys::now().as_nanos(), Ordering::Relaxed);
+        }
         sys::send_message(control.as_fd(), &bytes, fds)
     }
 
@@ -189,11 +198,13 @@ impl Forkserver {
         self.heard.store(sys::now().as_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether it has told of one of its workers lately. On a machine with far more to do than cores
-    /// to do it, the answer that somebody waits for may take long all the same.
+    /// Whether it is at work: it has told of one of its workers lately, or waits for a core to run on. On a
+    /// machine with far more to do than cores to do it, the answer that somebody waits for may take long
+    /// all the same.
     pub fn is_busy(&self) -> bool {
-        let heard = Moment::from_nanos(self.heard.load(Ordering::Relaxed));
-        sys::now().since(heard) < BUSY_LIMIT
+        let since = |moment: &AtomicU64| sys::now().since(Moment::from_nanos(moment.load(Ordering::Relaxed)));
+        let is_runnable = || self.family().get(1).is_some_and(|server| server.is_runnable());
+        since(&self.heard) < BUSY_LIMIT || (since(&self.asked) < STARVED_LIMIT && is_runnable())
     }
 
     /// Marks it as useless: it ended, or does not do as it is told.

@@ -27,5 +27,6 @@ pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_
 pub use tree::{children, descendants, is_killed, keep_reserve, kill_tree, release_reserve};
 pub use usage::{
     ease_memory_limit, image, limit_memory, proportional_memory, resident_memory, shares_memory_with_parent,
+    state,
 };
 pub use wait::{Interest, Waiter, Woken, wait_readable};

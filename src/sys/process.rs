@@ -227,6 +227,11 @@ impl Process {
         super::wait_readable(handle.as_fd(), limit).unwrap_or(true)
     }
 
+    /// Whether it runs or would if it had a core: it neither sleeps nor was stopped.
+    pub fn is_runnable(&self) -> bool {
+        super::state(self.pid) == Some('R')
+    }
+
     /// Sends it a signal; that it has ended is no error.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         match &self.handle {

@@ -33,10 +33,22 @@ pub fn proportional_memory(pid: i32) -> Option<u64> {
 
 /// A number from the kernel's line on a process, counted as proc(5) does.
 #[cfg(target_os = "linux")]
-fn stat_field(pid: i32, number: usize) -> Option<u64> {
+fn stat_field<T: std::str::FromStr>(pid: i32, number: usize) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // "pid (name) state ...", and the name may hold anything; the state is the third field.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
+}
+
+/// What `pid` does, in the kernel's letters: `R` runs or waits for a core.
+#[cfg(target_os = "linux")]
+pub fn state(pid: i32) -> Option<char> {
+    stat_field(pid, 3)
+}
+
+/// There is no such table here.
+#[cfg(not(target_os = "linux"))]
+pub fn state(_pid: i32) -> Option<char> {
+    None
 }
 
 /// What tells one program from another: processes of the same image were forked from each other, or
@@ -52,7 +64,7 @@ pub fn image(pid: i32) -> Option<u64> {
 pub fn shares_memory_with_parent(pid: i32) -> bool {
     /// The kernel's name for address spaces.
     const KCMP_VM: i32 = 1;
-    let Some(parent) = stat_field(pid, 4).and_then(|parent| i32::try_from(parent).ok()) else { return false };
+    let Some(parent) = stat_field::<i32>(pid, 4) else { return false };
     // SAFETY: the call only compares; nix has no wrapper for it.
     unsafe { libc::syscall(libc::SYS_kcmp, pid, parent, KCMP_VM, 0, 0) == 0 }
 }
@@ -109,6 +121,19 @@ pub fn ease_memory_limit() -> io::Result<()> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_process_does_is_seen() {
+        for (program, letter) in [("while :; do :; done", 'R'), ("exec sleep 60", 'S')] {
+            let mut child = std::process::Command::new("sh").args(["-c", program]).spawn().unwrap();
+            let pid = i32::try_from(child.id()).unwrap();
+            while state(pid) != Some(letter) {}
+            child.kill().unwrap();
+            while state(pid) != Some('Z') {}
+            child.wait().unwrap();
+            assert_eq!(None, state(pid));
+        }
+    }
 
     #[test]
     fn memory_that_is_touched_is_counted() {
