@@ -9,7 +9,7 @@ STRESS_CALLS ?= 1000
 FUZZ_SECONDS ?= 20
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
-.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench build-dev wheel format lint typecheck clean
+.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench compare build-dev wheel format lint typecheck clean
 
 all: test lint typecheck stress
 
@@ -80,10 +80,21 @@ fuzz: $(VENV)/fuzz/bin/cargo-fuzz
 			|| exit 1; \
 	done
 
-bench: $(VENV)/.wheel
+$(VENV)/.bench-light: pyproject.toml $(VENV)/.wheel
+	$(BIN)/python -m pip install --quiet --group bench-light
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.bench-light
 	$(BIN)/python -m pip install --quiet --group bench
-	$(BIN)/python benchmarks/warm_call.py
-	$(BIN)/python benchmarks/deadline_overshoot.py
+	@touch $@
+
+# Writes docs/benchmarks.md in about 15 minutes. QUICK=1 only checks that every measurement runs.
+bench: $(VENV)/.bench$(if $(QUICK),-light)
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+# The instructions of a warm call and of a map, at two commits.
+compare: | $(BIN)/python
+	$(BIN)/python -m benchmarks.compare $(A) $(B)
 
 format: $(VENV)/.tools
 	cargo fmt

@@ -1,0 +1,1 @@
+"""killercall beside its peers: `python -m benchmarks` measures, `benchmarks.compare` counts."""
