@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 PR_SET_CHILD_SUBREAPER = 36
 # No turn is planned to take longer than half of this.
 PATIENCE = 120.0
+# No round of a measure begins after so long, but for two of them: a busy machine gets fewer samples
+# instead of a run without end.
+BUDGET = 75.0
+AT_LEAST = 2
 # What a contestant has to put away its processes, and what those have to notice its end.
 END = 20.0
 LINGER = 3.0
@@ -80,6 +84,10 @@ class Failed(Exception):
     """A contestant could not do its turn; says why in a line."""
 
 
+# Pids of contestants, which are waited for by name.
+_live: set[int] = set()
+
+
 class Process:
     """A contestant's process."""
 
@@ -97,6 +105,7 @@ class Process:
                 env=environment,
                 start_new_session=True,
             )
+        _live.add(self._popen.pid)
         if self._popen.stdin is None or self._popen.stdout is None:
             raise AssertionError
         self._commands, self._answers = self._popen.stdin, self._popen.stdout
@@ -143,6 +152,7 @@ class Process:
             left.append("itself: it did not end")
             self._popen.kill()
             self._popen.wait()
+        _live.discard(self._popen.pid)
         self._answers.close()
         patience = time.monotonic() + LINGER
         while (remains := list(self._remains())) and time.monotonic() < patience:
@@ -169,18 +179,11 @@ def adopt_orphans() -> None:
 
 
 def reap() -> None:
-    """Reaps adopted processes; the contestants themselves are waited for by name."""
+    """Reaps adopted processes, but no contestant."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error, ChildProcessError):
-            if process.status() == psutil.STATUS_ZOMBIE and process.pid not in _contestants():
+            if process.status() == psutil.STATUS_ZOMBIE and process.pid not in _live:
                 os.waitpid(process.pid, os.WNOHANG)
-
-
-def _contestants() -> set[int]:
-    return {process._popen.pid for process in _live}
-
-
-_live: set[Process] = set()
 
 
 @contextlib.contextmanager
@@ -189,7 +192,6 @@ def started(
 ) -> Generator[dict[str, Process], None, None]:
     """Starts these beside each other; those that are ready have their process in the answer."""
     processes = {contestant.name: Process(contestant, log) for contestant in contestants}
-    _live.update(processes.values())
     ready = {}
     try:
         for name, process in processes.items():
@@ -206,7 +208,6 @@ def started(
             process.say_end()
         for name, process in processes.items():
             taken[name].left += process.close()
-            _live.discard(process)
 
 
 def conduct(measure: Measure, log: Path) -> dict[str, Taken]:
@@ -225,7 +226,10 @@ def conduct(measure: Measure, log: Path) -> dict[str, Taken]:
 
     together = [contestant for contestant in measure.contestants if not contestant.alone]
     with started(together, log, taken) as processes:
+        start = time.monotonic()
         for number in range(measure.rounds):
+            if number >= AT_LEAST and time.monotonic() - start > BUDGET:
+                break
             # Nobody has the same neighbour in front each time.
             first = number % len(measure.contestants)
             for contestant in measure.contestants[first:] + measure.contestants[:first]:
