@@ -43,7 +43,7 @@ def _few(contestant: Contestant, calls: int, rounds: int | None = None) -> Conte
     return replace(contestant, calls=calls, rounds=rounds)
 
 
-def _heavy(contestant: Contestant, calls: int, rounds: int = 2) -> Contestant:
+def _alone(contestant: Contestant, calls: int, rounds: int = 2) -> Contestant:
     return replace(contestant, calls=calls, rounds=rounds, alone=True)
 
 
@@ -68,8 +68,8 @@ def _warm() -> list[Measure]:
                 _peer("mpire", "mpire"),
                 _peer("loky", "loky"),
                 _few(_peer("joblib", "joblib"), 5),
-                _heavy(_peer("ray", "ray"), 100),
-                _heavy(_peer("dask", "dask"), 30),
+                _alone(_peer("ray", "ray"), 100),
+                _alone(_peer("dask", "dask"), 30),
             ),
         ),
         Measure(
@@ -273,8 +273,9 @@ def _late(*, quick: bool) -> list[Measure]:
                 _few(late("pebble ProcessPool: sleep", "pebble_pool"), 2, 10),
                 _few(late("pebble decorator: sleep", "pebble_decorator"), 2, 10),
                 _few(late("wrapt_timeout_decorator: sleep", "wrapt"), 2, 10),
-                _few(late("mpire: sleep", "mpire"), 1, 10),
-                _few(late("billiard Pool: sleep", "billiard_pool"), 1, 10),
+                # Neither pool can be relied on after a kill.
+                _alone(late("mpire: sleep", "mpire"), 1, 8),
+                _alone(late("billiard Pool: sleep", "billiard_pool"), 1, 8),
                 _few(late("joblib: sleep", "joblib"), 1, 10),
                 *(_few(contestant, 1, 2) for contestant in stubborn),
             ),
@@ -306,7 +307,7 @@ def _late(*, quick: bool) -> list[Measure]:
                 _few(_peer("pebble decorator", "pebble_decorator", turn="late.after_kill"), 2),
                 _few(_peer("recipe", "recipe", turn="late.after_kill"), 2),
                 _few(_peer("joblib", "joblib", turn="late.after_kill"), 1),
-                _heavy(_peer("ray", "ray", turn="late.after_kill", timeout=0.5), 3),
+                _alone(_peer("ray", "ray", turn="late.after_kill", timeout=0.5), 3),
             ),
         ),
     ]

@@ -18,15 +18,30 @@ if TYPE_CHECKING:
     Turn = Callable[[int], Any]
 
 BUSY_PER_CPU = 4
+# A flag of the kernel's, in the seventh field of stat after the name.
+PF_EXITING = 0x4
 
 
 def is_alive(pid: int) -> bool:
-    """Whether code of that process may still run."""
+    """
+    Whether code of that process may still run.
+
+    It may not once it is a zombie, is on its way out, or has SIGKILL pending, which the kernel
+    looks at before it returns to the program: a busy machine may take long to tear it down.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in {"Z", "X"}
+            fields = file.read().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            status = dict(line.split(":", 1) for line in file)
     except (FileNotFoundError, ProcessLookupError):
         return False
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return not (
+        fields[0] in {"Z", "X"}
+        or int(fields[6]) & PF_EXITING
+        or pending & 1 << (signal.SIGKILL - 1)
+    )
 
 
 class Watched:
