@@ -35,7 +35,9 @@ is warmed up. Then they take turns, round by round, so that what else the machin
 alike; those that start daemons (ray, dask) and those that hold a gigabyte are started for each of
 their turns, so that they are in nobody's way. Every answer is checked. Medians and 99th percentiles
 are over all rounds; with fewer than 100 samples p99 is the slowest one. What a contestant leaves
-behind when it has ended, after a patience of three seconds, is told here and ended.
+behind when it has ended, after a patience of three seconds, is told here and ended. "Alive at the
+answer" are those that `/proc` shows without a SIGKILL and not on their way out; the moment between
+the two counts as alive, and there is a chance to meet it on a busy machine.
 
 Garbage collector, processor affinity, priorities and environment are left as a user has them;
 nothing is pinned. These machines are virtual and noisy: compare the ratios inside this run, never

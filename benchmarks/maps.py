@@ -205,9 +205,12 @@ def rate(
                 raise AssertionError(message)
             return len(items) / took
 
-        rehearsal = _items(kind, min(most, REHEARSAL))
-        once(*rehearsal)
-        given = _items(kind, min(most, max(REHEARSAL, int(once(*rehearsal) * seconds))))
+        # From few to many: the more items, the less does a map's start count.
+        given = _items(kind, min(most, REHEARSAL))
+        once(*given)
+        for share in (0.2, 1.0):
+            wanted = int(once(*given) * seconds * share)
+            given = _items(kind, min(most, max(REHEARSAL, wanted)))
         note = f"{len(given[1]):,} items"
         yield lambda count: ([once(*given) for _ in range(count)], note)
 

@@ -159,8 +159,9 @@ def table(measure: Measure, taken: dict[str, Taken]) -> list[str]:
     """One measure, contestant by contestant."""
     scale = SCALE[measure.unit]
     base = next((mine.samples for mine in taken.values() if mine.samples), None)
+    tail = "slowest" if measure.more_is_better else "p99"
     rows = [
-        f"| contestant | median {measure.unit} | p99 | x the first | samples | |",
+        f"| contestant | median {measure.unit} | {tail} | x the first | samples | |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for name, mine in taken.items():
@@ -171,7 +172,6 @@ def table(measure: Measure, taken: dict[str, Taken]) -> list[str]:
             remarks.append(f"left behind: {len(mine.left)}, `{mine.left[0].replace('|', '/')}`")
         cells = ["", "", ""]
         if mine.samples and base:
-            # Of items a second the low ones are the bad ones.
             worst = min(mine.samples) if measure.more_is_better else p99(mine.samples)
             cells = [
                 figure(median(mine.samples) * scale),
