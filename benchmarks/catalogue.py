@@ -282,7 +282,7 @@ def _late(*, quick: bool) -> list[Measure]:
         ),
         Measure(
             "late busy",
-            "The same beside 4 busy processes a cpu",
+            "How late the answer comes after a deadline of 100 ms, beside 4 busy processes a cpu",
             "ms",
             rounds=10,
             calls=5,

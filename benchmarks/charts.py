@@ -50,7 +50,7 @@ def draw(measure: Measure, taken: dict[str, Taken], directory: Path) -> bool:
     scale = ""
     if largest / smallest > 30:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.set_xlim(smallest / 3, largest * 4)
         scale = ", logarithmic"
     else:

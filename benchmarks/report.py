@@ -123,11 +123,15 @@ def _cells(line: Line, results: Results, units: dict[str, str]) -> Iterator[str]
     except Missing as missing:
         yield from ["", "", "", *limits, f"not measured: {missing}"]
         return
-    yield f"{figure(median(ours) * scale)} / {figure(p99(ours) * scale)} {unit}"
+    # Of items a second the low ones are the bad ones.
+    tail = min if line.rate else p99
+    yield f"{figure(median(ours) * scale)} / {figure(tail(ours) * scale)} {unit}"
     ratio = line.of(ours) * scale
     if theirs is not None:
         name, samples = theirs
-        yield (f"{name}: {figure(median(samples) * scale)} / {figure(p99(samples) * scale)} {unit}")
+        yield (
+            f"{name}: {figure(median(samples) * scale)} / {figure(tail(samples) * scale)} {unit}"
+        )
         ratio = line.of(ours) / line.of(samples)
     elif line.constant is not None:
         yield f"{line.constant:g} {unit}"
