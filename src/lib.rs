@@ -33,7 +33,10 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::python::{Channel, Job, Outcome, Roster, ServerCopy, boot, ease_memory_limit, keep_open};
+    use super::python::{
+        Caller, Captures, Channel, Job, Outcome, Plan, PyLaunch, Roster, ServerCopy, Surroundings, boot,
+        decode_plain, ease_memory_limit, keep_open,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -540,3 +540,21 @@ def wait_for_file(path: str, done: str) -> str:
     while not os.path.exists(done):
         time.sleep(0.01)
     return "seen"
+
+
+def misbehave_at_times(number: int, path: str, how: str) -> Any:
+    """Notes each start. One item in a hundred of the first thousand does not end as the others do."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(b"%d\n" % number)
+    if number % 100 == 50 and number < 1000:
+        match how:
+            case "raises":
+                raise ValueError(number)
+            case "dies":
+                os._exit(3)
+            case "hangs":
+                while True:
+                    pass
+            case "cannot be pickled":
+                return threading.Lock()
+    return number

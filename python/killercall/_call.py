@@ -6,7 +6,8 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from killercall._host import HostJob, is_inline
+from killercall import _core
+from killercall._host import HostJob, Plan, is_inline, value_of
 from killercall._options import CALL_OPTIONS, Options, check_timeout, update
 from killercall._payload import short_repr
 
@@ -28,6 +29,8 @@ class KillerFunction(Generic[P, R]):
     """
 
     __wrapped__: Callable[P, R]
+    # What tells that calls of such an object are ours; see `_captures`.
+    _killercall_calls = True
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         """Use `killer_call`, which checks its arguments."""
@@ -35,29 +38,50 @@ class KillerFunction(Generic[P, R]):
         # What update_wrapper copied of another one must not stay.
         self.__wrapped__ = function
         self._killercall_options = options
+        self._killercall_caller: _core.Caller | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
-        options = self._killercall_options
-        if is_inline():
-            here: R = run_inline(self.__wrapped__, args, kwargs, options)
+        caller = self._killercall_caller
+        answer: Any = NotImplemented if caller is None else caller.call(args, kwargs)
+        kind = type(answer)
+        if kind is _core.Job:
+            # It goes on.
+            job = HostJob(self.__wrapped__, self._killercall_options, answer)
+        elif kind is _core.Outcome:
+            value: R = value_of(self.__wrapped__, self._killercall_options, answer)
+            return value
+        elif answer is not NotImplemented:
+            return answer  # type: ignore[no-any-return]
+        elif is_inline():
+            here: R = run_inline(self.__wrapped__, args, kwargs, self._killercall_options)
             return here
-        job = HostJob(self.__wrapped__, options, workers=1, calls=[(args, kwargs)])
+        else:
+            job = self._submit(args, kwargs)
         with job.scope:
-            job.submit(0, (args, kwargs))
             (outcome,) = job.wait()
             if outcome.ending == "returned":
-                value: R = job.value(outcome)
-                return value
+                return job.value(outcome)  # type: ignore[no-any-return]
             failure = job.failure(outcome)
-        if outcome.ending == "timed_out" and options.on_timeout != "raise":
-            instead: Any = failure if options.on_timeout == "return" else options.default
+        on_timeout = self._killercall_options.on_timeout
+        if outcome.ending == "timed_out" and on_timeout != "raise":
+            instead: Any = failure if on_timeout == "return" else self._killercall_options.default
             return instead  # type: ignore[no-any-return]
         try:
             raise failure
         finally:
             # Or the traceback holds this frame, which holds the exception.
             del failure
+
+    def _submit(self, args: Any, kwargs: Any) -> HostJob:
+        """The long way, which finds out whether the short one is open for the next call."""
+        self._killercall_caller = None
+        plan = Plan(self.__wrapped__, self._killercall_options, [(args, kwargs)])
+        job = plan.job()
+        job.submit(0, (args, kwargs))
+        plan.import_ahead()
+        self._killercall_caller = plan.caller
+        return job
 
     def options(self, **options: Any) -> KillerFunction[P, R]:
         """

@@ -12,7 +12,9 @@ import os
 import pickle
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
+
+from killercall import _core
 
 DEPTH_VARIABLE = "KILLERCALL_DEPTH"
 MAX_DEPTH_VARIABLE = "KILLERCALL_MAX_DEPTH"
@@ -32,40 +34,16 @@ THREAD_VARIABLES = (
 )
 
 
-class _Surroundings:
-    """The surroundings as they were last seen, with a number that changes when they do."""
+class Current(NamedTuple):
+    """The surroundings as they are, and a number that changes when they do."""
 
-    def __init__(self) -> None:
-        self._versions = itertools.count(1)
-        self._state: tuple[Any, ...] = ()
-        self.version = 0
-        self.pickled = b""
-
-    def look(self) -> None:
-        """
-        Compares with the last look.
-
-        Before every call, so it reads the environment as the bytes that `os.environ` keeps:
-        decoding forty variables takes longer than a whole call.
-        """
-        try:
-            cwd = os.getcwd()
-        except OSError:
-            # It was removed; the worker keeps the one that it has.
-            cwd = None
-        process = sys.modules.get("multiprocessing.process")
-        authkey = bytes(process.current_process().authkey) if process is not None else None
-        environment = getattr(os.environ, "_data", os.environ)
-        state = (cwd, environment, sys.path, authkey)
-        if state != self._state:
-            self._state = (cwd, dict(environment), list(sys.path), authkey)
-            self.version = next(self._versions)
-            names = {name: value for name, value in os.environ.items() if name not in _OWN}
-            path = [entry for entry in sys.path if isinstance(entry, str)]
-            self.pickled = pickle.dumps((cwd, names, path, authkey))
+    version: int
+    pickled: bytes
+    seen: _core.Surroundings
 
 
-_surroundings = _Surroundings()
+_versions = itertools.count(1)
+_current: Current | None = None
 # Threads that call at the same moment must not see half of a new look.
 _lock = threading.Lock()
 
@@ -98,11 +76,27 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def current() -> tuple[int, bytes]:
-    """The version of the surroundings, and the pickled surroundings themselves."""
+def current() -> Current:
+    """The surroundings, looked at anew."""
+    global _current  # ruff: ignore[global-statement] - one per process, like what it describes
     with _lock:
-        _surroundings.look()
-        return _surroundings.version, _surroundings.pickled
+        if _current is None or not _current.seen.is_current():
+            seen = _core.Surroundings()
+            pickled = pickle.dumps(_described(seen))
+            _current = Current(next(_versions), pickled, seen)
+        return _current
+
+
+def _described(seen: _core.Surroundings) -> tuple[Any, ...]:
+    names = {
+        os.fsdecode(name): os.fsdecode(value)
+        for name, value in seen.environment.items()
+        if os.fsdecode(name) not in _OWN
+    }
+    path = [entry for entry in seen.path if isinstance(entry, str)]
+    # Where it was removed, the worker keeps the one that it has.
+    cwd = None if seen.directory is None else os.fsdecode(seen.directory)
+    return cwd, names, path, None if seen.key is None else bytes(seen.key)
 
 
 def _new_lock() -> None:
@@ -128,7 +122,10 @@ def apply(pickled: bytes, *, cwd: bool, environment: bool) -> None:
         change_directory(new_cwd)
 
 
-def snapshot() -> tuple[str | None, dict[bytes, bytes], list[str]]:
+Snapshot = tuple[str | None, dict[bytes, bytes], list[str]]
+
+
+def snapshot() -> Snapshot:
     """In a worker: the surroundings that a call finds."""
     try:
         cwd = os.getcwd()
@@ -137,7 +134,7 @@ def snapshot() -> tuple[str | None, dict[bytes, bytes], list[str]]:
     return cwd, dict(getattr(os.environ, "_data", os.environb)), list(sys.path)
 
 
-def restore(before: tuple[str | None, dict[bytes, bytes], list[str]]) -> None:
+def restore(before: Snapshot) -> None:
     """Puts back what the call changed, so that the next one finds what the host has."""
     now = snapshot()
     if now == before:

@@ -1,12 +1,21 @@
 """The compiled part of killercall. Private: meaning and defaults are in the Python modules."""
 
 from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import Any, Protocol, TypeAlias, final
 
 __version__: str
 SETUP: int
 
-_Launch: TypeAlias = tuple[str, list[str], list[tuple[bytes, bytes]]]
+_Command: TypeAlias = tuple[str, list[str], list[tuple[bytes, bytes]]]
+
+def decode_plain(bytes: bytes, call: bool) -> Any:  # ruff: ignore[builtin-argument-shadowing]
+    """What plain bytes stand for; with `call`, arguments and keyword arguments."""
+
+@final
+class Launch:
+    """How to start a forkserver: program, arguments, environment."""
+
+    def __new__(cls, command: _Command) -> Launch: ...
 
 def boot(
     control: int | None, fork: Callable[[], int], preload: Callable[[str], None]
@@ -33,7 +42,7 @@ class Roster:
     def __new__(cls) -> Roster: ...
     def has_server(self) -> bool: ...
     def idle(self) -> int: ...
-    def preload(self, start: _Launch, modules: str) -> None: ...
+    def preload(self, launch: Launch, modules: str) -> None: ...
     def shutdown(self) -> None: ...
 
 @final
@@ -46,6 +55,8 @@ class Outcome:
     def ending(self) -> str: ...
     @property
     def body(self) -> bytes | None: ...
+    @property
+    def plain(self) -> bool: ...
     @property
     def pid(self) -> int | None: ...
     @property
@@ -62,13 +73,13 @@ class Outcome:
     def attempts(self) -> int: ...
 
 @final
-class Job:
-    """The tasks of one call or one map, and the workers that run them."""
+class Plan:
+    """What a call of a function takes beside its arguments: worker, function and limits."""
 
     def __new__(
         cls,
         roster: Roster,
-        start: _Launch | None,
+        launch: Launch | None,
         *,
         key: int,
         exec: bool,  # ruff: ignore[builtin-argument-shadowing] - what it does
@@ -80,20 +91,68 @@ class Job:
         function_bytes: bytes,
         timeout: float | None,
         grace: float,
-        workers: int,
         retries: int,
         retry_timed_out: bool,
         retry_died: bool,
         retry_over_memory: bool,
-        budget: float | None,
         calls_per_worker: int | None,
         start_limit: float,
         max_memory: int | None,
-    ) -> Job: ...
+    ) -> Plan: ...
+
+@final
+class Captures:
+    """All that a function refers to, as it was when this was made."""
+
+    def __new__(
+        cls,
+        items: list[tuple[dict[Any, Any], Any]],
+        attributes: list[tuple[Any, str]],
+        sizes: list[dict[Any, Any]],
+    ) -> Captures: ...
+    def is_current(self) -> bool: ...
+
+@final
+class Surroundings:
+    """Working directory, environment, `sys.path` and the key of `multiprocessing` as they were."""
+
+    def __new__(cls) -> Surroundings: ...
+    def is_current(self) -> bool: ...
+    @property
+    def directory(self) -> bytes | None: ...
+    @property
+    def environment(self) -> dict[bytes, bytes]: ...
+    @property
+    def path(self) -> list[str]: ...
+    @property
+    def key(self) -> bytes | None: ...
+
+@final
+class Caller:
+    """The short way of a call: in a worker that is there, with an answer at once."""
+
+    def __new__(
+        cls,
+        plan: Plan,
+        captures: Captures,
+        surroundings: Surroundings,
+        dumps: Callable[[tuple[Any, ...], dict[str, Any]], bytes],
+        is_plain: bool,
+    ) -> Caller: ...
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+@final
+class Job:
+    """The tasks of one call or one map, and the workers that run them."""
+
+    def __new__(cls, plan: Plan, workers: int, budget: float | None, bulk: bool) -> Job: ...
     def submit(self, task: int, arguments: bytes) -> None: ...
+    def submit_call(self, task: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool: ...
+    def submit_items(self, items: list[Any], start: int, most: int) -> int: ...
     def __enter__(self) -> Job: ...
     def __exit__(self, *_exception: object) -> None: ...
     def wait(self) -> list[Outcome]: ...
+    def wait_into(self, values: list[Any]) -> tuple[int, list[Outcome]]: ...
     def queued(self) -> int: ...
     def reduced_to(self) -> int | None: ...
     def close(self) -> None: ...
@@ -101,13 +160,32 @@ class Job:
         self,
     ) -> tuple[str, int | None, int | None, int | None, bytes | None] | None: ...
 
+class _Handler(Protocol):
+    """What `Channel.serve` has done for it."""
+
+    def answer(
+        self,
+        task: int,
+        number: int,
+        context: bytes | None,
+        function: bytes | None,
+        arguments: bytes | None,
+        plain: bool,
+    ) -> bool: ...
+    def dump(self, task: int, number: int, value: Any) -> bool: ...
+    def raised(self, task: int, number: int, error: BaseException) -> bool: ...
+    def leave_if_stray(self) -> None: ...
+    def flush(self) -> None: ...
+    def restore(self) -> None: ...
+
 @final
 class Channel:
     """The worker's end of the channel to its host."""
 
     def __new__(cls, segment: int, socket: int) -> Channel: ...
     def prepare_dump(self) -> tuple[int, int]: ...
-    def receive(
-        self, idle: float
-    ) -> tuple[int, int, bytes | None, bytes | None, bytes | None] | None: ...
+    def know(self, number: int, function: Callable[..., Any]) -> None: ...
+    def set_direct(self, is_direct: bool) -> None: ...
+    def set_surroundings(self, surroundings: Surroundings) -> None: ...
+    def serve(self, handler: _Handler, idle: float) -> None: ...
     def send(self, kind: str, task: int, body: bytes) -> bool: ...

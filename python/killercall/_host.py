@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import pickle
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 START_LIMIT = 60.0
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-_Launch = tuple[str, list[str], list[tuple[bytes, bytes]]]
 
 
 class _Shared:
@@ -50,7 +50,7 @@ class _Shared:
         self._keys: dict[Any, int] = {}
         self._next_key = itertools.count(1)
         self._lock = threading.Lock()
-        self._launch: tuple[int, _Launch] | None = None
+        self._launch: tuple[int, _core.Launch] | None = None
 
     def key(self, kind: Any) -> int:
         """The number of this kind of worker."""
@@ -60,19 +60,20 @@ class _Shared:
                 key = self._keys.setdefault(kind, next(self._next_key))
         return key
 
-    def import_ahead(self, modules: tuple[str, ...], start: _Launch) -> None:
+    def import_ahead(self, modules: tuple[str, ...], launch: _core.Launch) -> None:
         """Has the forkserver import these; one that was started anew is told of the others too."""
         fresh = tuple(name for name in modules if name not in self.preload)
         self.preload += fresh
         names = fresh if self.roster.has_server() else self.preload
         if names:
-            self.roster.preload(start, ",".join(names))
+            self.roster.preload(launch, ",".join(names))
 
-    def launch(self, context: int) -> _Launch:
+    def launch(self, context: int) -> _core.Launch:
         """How to start the forkserver in these surroundings."""
-        if self._launch is None or self._launch[0] != context:
-            self._launch = context, _launch()
-        return self._launch[1]
+        known = self._launch
+        if known is None or known[0] != context:
+            self._launch = known = context, _launch()
+        return known[1]
 
 
 _shared = _Shared()
@@ -137,10 +138,10 @@ def preload(*modules: str) -> None:
     from killercall._options import CHECKS
 
     names = CHECKS["preload"]("preload", modules)
-    _shared.import_ahead(names, _shared.launch(_context.current()[0]))
+    _shared.import_ahead(names, _shared.launch(_context.current().version))
 
 
-def _launch() -> _Launch:
+def _launch() -> _core.Launch:
     """How to start the forkserver."""
     program, *arguments = _forkserver.interpreter_command(
         "from killercall._forkserver import main; main()"
@@ -152,7 +153,7 @@ def _launch() -> _Launch:
         (os.fsencode(name), os.fsencode(value))
         for name, value in _context.worker_environment().items()
     ]
-    return program, arguments, environment
+    return _core.Launch((program, arguments, environment))
 
 
 def name_of(function: Any) -> str:
@@ -188,123 +189,31 @@ class HostJob:
             native job itself, so that no signal can come between the end of the block and that.
     """
 
-    def __init__(
-        self,
-        function: Any,
-        options: Options,
-        *,
-        workers: int,
-        calls: Sequence[Call] | None,
-        budget: float | None = None,
-        batch: bool = False,
-    ) -> None:
-        """With `start_method="fork"`, `calls` must hold all calls: the copy inherits them."""
-        check_depth()
+    def __init__(self, function: Any, options: Options, job: _core.Job) -> None:
+        """Of a job that has been begun; `plan` makes others."""
         self.name = name_of(function)
-        if sys.is_finalizing():
-            # Too late to pickle anything: its modules are being taken apart.
-            message = f"cannot call function {self.name!r}: the interpreter is shutting down"
-            raise RuntimeError(message)
         self._options = options
         self._forks = options.start_method == "fork"
-        self._batch = batch
-        keywords = self._payload(function)
-        keywords.update(
-            timeout=options.timeout,
-            grace=options.grace,
-            workers=workers,
-            retries=options.retries,
-            retry_timed_out=_is_retried(TimeoutError, options),
-            retry_died=_is_retried(WorkerDied, options),
-            retry_over_memory=_is_retried(MemoryLimitExceeded, options),
-            budget=budget,
-            calls_per_worker=options.calls_per_worker,
-            start_limit=START_LIMIT,
-            max_memory=options.max_memory,
-        )
-        if self._forks:
-            roster, start = _copy_of_host(function, calls or (), options), None
-        else:
-            roster, start = _shared.roster, _shared.launch(keywords["context"])
-        self._start = start
-        self.scope = self._job = _core.Job(roster, start, **keywords)
-
-    def _payload(self, function: Any) -> dict[str, Any]:
-        """The function, the setup and the surroundings, as bytes."""
-        options = self._options
-        serializer = options.serializer
-        described = (self.name, options.timeout, options.grace > 0, options.retry_on)
-        function_bytes = (
-            _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
-            if self._forks
-            else _dump_function(serializer, function, described)
-        )
-        context, context_bytes = _context.current()
-        initializer = None
-        if options.initializer is not None and not self._forks:
-            pair = (options.initializer, options.initargs)
-            initializer = _payload.dumps(serializer, pair, "initializer")
-        setup = {
-            "depth": _context.depth() + 1,
-            "inherited": self._forks,
-            "context": context_bytes,
-            "preload": options.preload,
-            "serializer": _payload.describe_serializer(serializer),
-            "initializer": initializer,
-            "env": dict(options.env) if options.env is not None else None,
-            "cwd": options.cwd,
-            "max_memory": options.max_memory,
-        }
-        env = tuple(sorted(options.env.items())) if options.env is not None else None
-        kind = (
-            options.start_method,
-            setup["serializer"],
-            initializer,
-            options.preload,
-            env,
-            options.cwd,
-            options.max_memory,
-        )
-        return {
-            "key": _shared.key(kind),
-            "exec": options.start_method == "spawn",
-            "keep": not self._forks,
-            "setup": pickle.dumps(setup, _payload.PROTOCOL),
-            "context": context,
-            "context_bytes": context_bytes,
-            "function": _shared.interner.number(function_bytes),
-            "function_bytes": function_bytes,
-        }
+        self.scope = self._job = job
 
     def submit(self, task: int, call: Call) -> None:
         """Adds a call; raises `SerializationError` if it cannot be pickled."""
-        arguments = str(task).encode() if self._forks else self._dump_call(call)
-        if self._start is not None:
-            # Only now, when nothing can be wrong any more: this may start the forkserver. A fresh
-            # interpreter imports for itself.
-            forked = self._options.start_method == "forkserver"
-            _shared.import_ahead(self._options.preload if forked else (), self._start)
-            self._start = None
-        self._job.submit(task, arguments)
-
-    def _dump_call(self, call: Call) -> bytes:
-        args, kwargs = call
-        serializer = self._options.serializer
-        if (
-            type(serializer) is type(_payload.DEFAULT_SERIALIZER)
-            and not kwargs
-            and _payload.is_plain(args)
+        if self._forks:
+            self._job.submit(task, str(task).encode())
+        elif not (
+            _payload.takes_plain(self._options.serializer) and self._job.submit_call(task, *call)
         ):
-            return pickle.dumps(call, _payload.PROTOCOL)
-        try:
-            data = serializer.dumps(call)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            _payload.dumps(serializer, args, "args")
-            _payload.dumps(serializer, kwargs, "kwargs")
-            return _payload.dumps(serializer, call, "call")
-        return data if isinstance(data, bytes) else _payload.dumps(serializer, call, "call")
+            self._job.submit(task, _dump_call(self._options.serializer, *call))
+
+    def submit_items(self, items: list[Any], start: int, most: int) -> int:
+        """
+        Adds calls with one item each, numbered by their places, until one cannot go plain.
+
+        Returns the place after the last one.
+        """
+        if self._forks or not _payload.takes_plain(self._options.serializer):
+            return start
+        return self._job.submit_items(items, start, most)
 
     def queued(self) -> int:
         """Calls that wait for a worker."""
@@ -317,7 +226,15 @@ class HostJob:
         On Ctrl+C, and whatever else a signal handler raises, ends the rest, with its grace period
         unless there is a second one, and raises that.
         """
-        outcomes = self._job.wait()
+        return self._unless_exiting(self._job.wait())
+
+    def wait_into(self, values: list[Any]) -> tuple[int, list[_core.Outcome]]:
+        """The same; plain values go to their places, and their number comes with the others."""
+        placed, outcomes = self._job.wait_into(values)
+        return placed, self._unless_exiting(outcomes)
+
+    @staticmethod
+    def _unless_exiting(outcomes: list[_core.Outcome]) -> list[_core.Outcome]:
         if _is_exiting and threading.current_thread().daemon:
             for outcome in outcomes:
                 if outcome.ending == "died":
@@ -333,20 +250,8 @@ class HostJob:
 
     def value(self, outcome: _core.Outcome) -> Any:
         """The value of a call that returned."""
-        return self._loads(outcome.body, f"the result of function {self.name!r}")
-
-    def _loads(self, data: bytes | None, what: str) -> Any:
-        if data is None:
-            message = f"{what} got lost"
-            raise SerializationError(message)
-        try:
-            return self._options.serializer.loads(data)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            # Whatever user code raises while it is unpickled, SystemExit too, fails this one call.
-            message = f"cannot unpickle {what}: {_payload.describe(error)}"
-            raise SerializationError(message, path="result") from error
+        what = f"the result of function {self.name!r}"
+        return _loads(self._options, outcome.body, what, plain=outcome.plain)
 
     def failure(self, outcome: _core.Outcome) -> BaseException:
         """The exception for a call that did not return."""
@@ -400,7 +305,7 @@ class HostJob:
         problem = described["failure"]
         if described["pickled"] is not None:
             try:
-                error = self._loads(described["pickled"], "the exception")
+                error = _loads(self._options, described["pickled"], "the exception")
             except SerializationError as unpickling:
                 problem = str(unpickling)
             else:
@@ -435,8 +340,169 @@ class HostJob:
         return failure
 
 
+def value_of(function: Any, options: Options, outcome: _core.Outcome) -> Any:
+    """The value of a call that returned at once."""
+    what = f"the result of function {name_of(function)!r}"
+    return _loads(options, outcome.body, what, plain=outcome.plain)
+
+
+def _loads(options: Options, data: bytes | None, what: str, *, plain: bool = False) -> Any:
+    if data is None:
+        message = f"{what} got lost"
+        raise SerializationError(message)
+    try:
+        return _core.decode_plain(data, False) if plain else options.serializer.loads(data)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Whatever user code raises while it is unpickled, SystemExit too, fails this one call.
+        message = f"cannot unpickle {what}: {_payload.describe(error)}"
+        raise SerializationError(message, path="result") from error
+
+
 def _is_retried(cls: type[BaseException], options: Options) -> bool:
     return issubclass(cls, options.retry_on)
+
+
+class Plan:
+    """
+    What a function and its options come to: worker, pickled function and limits.
+
+    Attributes:
+        caller: the short way of a call; None where there is none.
+    """
+
+    def __init__(
+        self, function: Any, options: Options, calls: Sequence[Call] | None = None
+    ) -> None:
+        """With `start_method="fork"`, `calls` must hold all calls: the copy inherits them."""
+        check_depth()
+        name = name_of(function)
+        if sys.is_finalizing():
+            # Too late to pickle anything: its modules are being taken apart.
+            message = f"cannot call function {name!r}: the interpreter is shutting down"
+            raise RuntimeError(message)
+        self._function = function
+        self._options = options
+        forks = options.start_method == "fork"
+        # Before the function is pickled, so that what changes meanwhile is seen the next time.
+        captures = None
+        if not forks and options.reuse is True:
+            from killercall import _captures
+
+            captures = _captures.captures_of(function)
+        surroundings = _context.current()
+        keywords = {
+            **_function_part(function, name, options),
+            **_worker_part(options, surroundings),
+            "timeout": options.timeout,
+            "grace": options.grace,
+            "retries": options.retries,
+            "retry_timed_out": _is_retried(TimeoutError, options),
+            "retry_died": _is_retried(WorkerDied, options),
+            "retry_over_memory": _is_retried(MemoryLimitExceeded, options),
+            "calls_per_worker": options.calls_per_worker,
+            "start_limit": START_LIMIT,
+            "max_memory": options.max_memory,
+        }
+        if forks:
+            roster = _copy_of_host(function, calls or (), options)
+            self._launch = launch = None
+        else:
+            roster = _shared.roster
+            self._launch = launch = _shared.launch(surroundings.version)
+        self._plan = _core.Plan(roster, launch, **keywords)
+        self.caller: _core.Caller | None = None
+        if captures is not None:
+            serializer = options.serializer
+            self.caller = _core.Caller(
+                self._plan,
+                captures,
+                surroundings.seen,
+                functools.partial(_dump_call, serializer),
+                _payload.takes_plain(serializer),
+            )
+
+    def job(self, workers: int = 1, budget: float | None = None, *, bulk: bool = False) -> HostJob:
+        """A job without calls. What a `bulk` of calls answers is wanted together."""
+        return HostJob(self._function, self._options, _core.Job(self._plan, workers, budget, bulk))
+
+    def import_ahead(self) -> None:
+        """
+        Has the forkserver import what `preload` names; this may start it.
+
+        To be called when nothing can be wrong with the call any more.
+        """
+        if self._launch is not None:
+            # A fresh interpreter imports for itself.
+            forked = self._options.start_method == "forkserver"
+            _shared.import_ahead(self._options.preload if forked else (), self._launch)
+
+
+def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]:
+    described = (name, options.timeout, options.grace > 0, options.retry_on)
+    data = (
+        _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
+        if options.start_method == "fork"
+        else _dump_function(options.serializer, function, described)
+    )
+    return {"function": _shared.interner.number(data), "function_bytes": data}
+
+
+def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, Any]:
+    """What a worker is set up with, and which workers are alike."""
+    serializer = options.serializer
+    forks = options.start_method == "fork"
+    initializer = None
+    if options.initializer is not None and not forks:
+        pair = (options.initializer, options.initargs)
+        initializer = _payload.dumps(serializer, pair, "initializer")
+    setup = {
+        "depth": _context.depth() + 1,
+        "inherited": forks,
+        "context": surroundings.pickled,
+        "preload": options.preload,
+        "serializer": _payload.describe_serializer(serializer),
+        "initializer": initializer,
+        "env": dict(options.env) if options.env is not None else None,
+        "cwd": options.cwd,
+        "max_memory": options.max_memory,
+    }
+    env = tuple(sorted(options.env.items())) if options.env is not None else None
+    kind = (
+        options.start_method,
+        setup["serializer"],
+        initializer,
+        options.preload,
+        env,
+        options.cwd,
+        options.max_memory,
+    )
+    return {
+        "key": _shared.key(kind),
+        "exec": options.start_method == "spawn",
+        "keep": not forks,
+        "setup": pickle.dumps(setup, _payload.PROTOCOL),
+        "context": surroundings.version,
+        "context_bytes": surroundings.pickled,
+    }
+
+
+def _dump_call(
+    serializer: _payload.Serializer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bytes:
+    call = (args, kwargs)
+    if _payload.takes_plain(serializer) and _payload.needs_no_help(call):
+        return pickle.dumps(call, _payload.PROTOCOL)
+    try:
+        data = serializer.dumps(call)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _payload.dumps(serializer, args, "args")
+        _payload.dumps(serializer, kwargs, "kwargs")
+        return _payload.dumps(serializer, call, "call")
+    return data if isinstance(data, bytes) else _payload.dumps(serializer, call, "call")
 
 
 def _dump_function(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 # Types that need no serializer: immutable, and the same everywhere.
-_ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
+ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
 
 
 class Serializer(Protocol):
@@ -53,16 +53,40 @@ class Serializer(Protocol):
         """And back."""
 
 
-def is_plain(value: Any) -> bool:
-    """Whether pickle alone does it: atoms, and flat containers of them."""
+# How deep and how far to look for what pickle cannot do alone.
+_DEPTH = 3
+_LENGTH = 1000
+
+
+def needs_no_help(value: Any, depth: int = 0) -> bool:
+    """Whether pickle alone does it: atoms, arrays of numbers, and containers of them."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return True
     if kind is tuple or kind is list:
-        return _ATOMS.issuperset(map(type, value))
+        return ATOMS.issuperset(map(type, value)) or _need_no_help(value, value, depth)
     if kind is dict:
-        return _ATOMS.issuperset(map(type, value)) and _ATOMS.issuperset(map(type, value.values()))
-    return False
+        return ATOMS.issuperset(map(type, value)) and (
+            ATOMS.issuperset(map(type, value.values()))
+            or _need_no_help(value.values(), value, depth)
+        )
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and (
+            kind is numpy.ndarray
+            or (issubclass(kind, numpy.generic) and kind.__module__ == "numpy")
+        )
+        and not value.dtype.hasobject
+    )
+
+
+def _need_no_help(parts: Any, container: Any, depth: int) -> bool:
+    return (
+        depth < _DEPTH
+        and len(container) <= _LENGTH
+        and all(needs_no_help(part, depth + 1) for part in parts)
+    )
 
 
 # What the reduction of a function by value holds; one by reference is shorter.
@@ -330,6 +354,11 @@ def _decorated(function: Any) -> Any:
     return found if hasattr(found, "_killercall_options") else None
 
 
+def is_decorated(function: types.FunctionType) -> bool:
+    """Whether it is sent as a reference to what it became by decoration."""
+    return _decorated(function) is not None
+
+
 def _unwrap(decorated: Any) -> Any:
     return decorated.__wrapped__
 
@@ -483,6 +512,11 @@ def describe_serializer(serializer: Serializer) -> bytes | str:
     return dumps(DEFAULT_SERIALIZER, serializer, "serializer")
 
 
+def takes_plain(serializer: Serializer) -> bool:
+    """Whether plain values need not go through this serializer."""
+    return isinstance(serializer, _Cloudpickle)
+
+
 def serializer_from(description: bytes | str) -> Serializer:
     """The worker's side of `describe_serializer`."""
     if description == "cloudpickle":
@@ -506,7 +540,7 @@ def dumps(
     `what` is the first word of the path, such as `args`. Exceptions of the types `passing` are no
     fault of the value: in the host that is Ctrl+C, in a worker there is none.
     """
-    if isinstance(serializer, _Cloudpickle) and is_plain(value):
+    if isinstance(serializer, _Cloudpickle) and needs_no_help(value):
         return pickle.dumps(value, PROTOCOL)
     try:
         data = serializer.dumps(value)

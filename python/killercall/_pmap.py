@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import KillerError, SerializationError, add_note
-from killercall._host import HostJob, check_depth, is_inline
+from killercall._host import Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from killercall import _core
+    from killercall._host import Call
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ DEFAULT_TIMEOUT = 4.0
 
 # How many pickled items wait in the host at most. Enough to keep workers busy while the host
 # pickles, few enough for large maps in constant memory.
-_AHEAD = 1024
+_AHEAD = 4096
 
 
 def killer_pmap(
@@ -136,21 +137,20 @@ class _Map(_Results):
     def __init__(self, func: Any, items: list[Any], workers: int, options: Options) -> None:
         super().__init__(items, options)
         self._workers = workers
-        self._job = HostJob(
-            func,
-            options,
-            workers=workers,
-            calls=[((item,), {}) for item in items] if options.start_method == "fork" else None,
-            budget=options.budget,
-        )
-        self._unsubmitted = iter(range(len(items)))
+        forks = options.start_method == "fork"
+        calls: list[Call] | None = [((item,), {}) for item in items] if forks else None
+        self._plan: Plan | None = Plan(func, options, calls)
+        self._job = self._plan.job(workers, options.budget, bulk=True)
+        self._next = 0
         self._unfinished = len(items)
 
     def run(self) -> list[Any]:
         with self._job.scope:
             self._feed()
             while self._unfinished:
-                for outcome in self._job.wait():
+                placed, outcomes = self._job.wait_into(self.values)
+                self._unfinished -= placed
+                for outcome in outcomes:
                     self._take(outcome)
                 self._feed()
         shortage = self._job.shortage()
@@ -160,18 +160,25 @@ class _Map(_Results):
 
     def _feed(self) -> None:
         """Keeps the queue full, so that no worker waits for the host to pickle."""
-        if self._job.queued() >= _AHEAD // 2:
+        end = len(self.items)
+        if self._next == end or self._job.queued() >= _AHEAD // 2:
             return
-        room = _AHEAD - self._job.queued()
-        for index in self._unsubmitted:
-            try:
-                self._job.submit(index, ((self.items[index],), {}))
-            except SerializationError as error:
-                self._unfinished -= 1
-                self.fail(index, error, timed_out=False)
-            room -= 1
-            if room <= 0:
-                return
+        most = self._next + _AHEAD - self._job.queued()
+        while self._next < min(end, most):
+            self._next = self._job.submit_items(self.items, self._next, most - self._next)
+            if self._next < min(end, most):
+                self._submit(self._next)
+                self._next += 1
+        if self._plan is not None:
+            self._plan.import_ahead()
+            self._plan = None
+
+    def _submit(self, index: int) -> None:
+        try:
+            self._job.submit(index, ((self.items[index],), {}))
+        except SerializationError as error:
+            self._unfinished -= 1
+            self.fail(index, error, timed_out=False)
 
     def _take(self, outcome: _core.Outcome) -> None:
         self._unfinished -= 1

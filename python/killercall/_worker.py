@@ -104,32 +104,115 @@ class _Worker:
         # Whether an exception came out of the function itself.
         self._raised = False
         self._handles_term = False
+        # What each call finds; see `_keep_surroundings`.
+        self._before: _context.Snapshot
+        self._expected: _core.Surroundings
 
     def serve(self) -> None:
         _prepare_process(self._channel)
-        while True:
-            request = self._channel.receive(IDLE_LIMIT)
-            if request is None:
-                return
-            task, number, context, function, arguments = request
-            if task == _core.SETUP:
-                self._setup(arguments or b"")
-                continue
-            kind, body = self._answer(number, context, function, arguments)
-            _flush()
-            if not self._channel.send(kind, task, body) or self._spent:
-                return
+        self._channel.serve(self, IDLE_LIMIT)
+
+    def answer(
+        self,
+        task: int,
+        number: int,
+        context: bytes | None,
+        function: bytes | None,
+        arguments: bytes | None,
+        plain: bool,  # ruff: ignore[boolean-type-hint-positional-argument] - from the native side
+    ) -> bool:
+        """Does all that a request asks for; whether to go on."""
+        if task == _core.SETUP:
+            self._setup(arguments or b"")
+            return True
+        self._raised = False
+        try:
+            if context is not None and not self._inherited:
+                _context.apply(context, **self._follow)
+                self._keep_surroundings()
+            if function is not None:
+                self._load_function(number, function)
+            known = self._functions.get(number)
+            if arguments is None or known is None:
+                # A function that is lost here is one that the host believes to be here.
+                self._spent = True
+                message = "no memory for the pickled arguments"
+                raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
+            self._arm(known)
+            value = self._call(known, arguments, plain=plain)
+        except _Leave:
+            raise
+        except BaseException as error:
+            return self._fail(task, number, error)
+        finally:
+            self._running = None
+        return self._finish(task, number, value)
+
+    def dump(self, task: int, number: int, value: Any) -> bool:
+        """Answers with what a function has returned to the native side; whether to go on."""
+        self._raised = False
+        return self._finish(task, number, value)
+
+    def raised(self, task: int, number: int, error: BaseException) -> bool:
+        """Answers with what a function has raised there; whether to go on."""
+        self._raised = True
+        return self._fail(task, number, error)
+
+    def _finish(self, task: int, number: int, value: Any) -> bool:
+        try:
+            body = _payload.dumps(self._serializer, value, "result", passing=())
+        except BaseException as error:
+            return self._fail(task, number, error)
+        return self._send("returned", task, body)
+
+    def _fail(self, task: int, number: int, error: BaseException) -> bool:
+        self.leave_if_stray()
+        if issubclass(type(error), SystemExit):
+            raise _Leave(_exit_status(error)) from None
+        known = self._functions.get(number)
+        # What fails outside of the function may fail for all that come after, if a call has
+        # cleared `sys.modules`, say.
+        self._spent |= not self._raised
+        if self._max_memory is not None and _lacks_memory(error):
+            error = self._over_memory(known, error)
+        retryable = known is not None and _is_one_of(error, known.retry_on)
+        kind = "raised retryable" if retryable else "raised"
+        return self._send(kind, task, _describe(error, self._serializer))
+
+    def _send(self, kind: str, task: int, body: bytes) -> bool:
+        _flush()
+        return self._channel.send(kind, task, body) and not self._spent
+
+    @staticmethod
+    def flush() -> None:
+        """What was printed is seen before the answer."""
+        _flush()
+
+    def _keep_surroundings(self) -> None:
+        """What is now is what each call is to find."""
+        self._before = _context.snapshot()
+        self._expected = _core.Surroundings()
+        self._channel.set_surroundings(self._expected)
+
+    def restore(self) -> None:
+        """Puts back what a call has changed."""
+        _context.restore(self._before)
+        if _context.snapshot() == self._before:
+            # It may have imported multiprocessing, which brings a key.
+            self._expected = _core.Surroundings()
+            self._channel.set_surroundings(self._expected)
 
     def _setup(self, pickled: bytes) -> None:
         try:
             setup = pickle.loads(pickled)
             self._apply_setup(setup)
         except BaseException as error:
-            self._leave_if_stray()
+            self.leave_if_stray()
             _flush()
             self._channel.send("setup failed", _core.SETUP, _describe(error, self._serializer))
             raise _Leave(1) from None
-        self._leave_if_stray()
+        self.leave_if_stray()
+        self._keep_surroundings()
         self._channel.send("ready", _core.SETUP, self._pid.to_bytes(4, "little"))
 
     def _apply_setup(self, setup: dict[str, Any]) -> None:
@@ -165,42 +248,6 @@ class _Worker:
             )
         _reseed()
 
-    def _answer(
-        self, number: int, context: bytes | None, function: bytes | None, arguments: bytes | None
-    ) -> tuple[str, bytes]:
-        known: _Function | None = None
-        self._raised = False
-        try:
-            if context is not None and not self._inherited:
-                _context.apply(context, **self._follow)
-            if function is not None:
-                self._functions[number] = self._load_function(function)
-            known = self._functions.get(number)
-            if arguments is None or known is None:
-                # A function that is lost here is one that the host believes to be here.
-                self._spent = True
-                message = "no memory for the pickled arguments"
-                raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
-            self._arm(known)
-            value = self._call(known, arguments)
-            return "returned", self._dump_value(value)
-        except _Leave:
-            raise
-        except SystemExit as error:
-            self._leave_if_stray()
-            raise _Leave(_exit_status(error)) from None
-        except BaseException as error:
-            self._leave_if_stray()
-            # What fails outside of the function may fail for all that come after, if a call has
-            # cleared `sys.modules`, say.
-            self._spent |= not self._raised
-            if self._max_memory is not None and _lacks_memory(error):
-                error = self._over_memory(known, error)
-            retryable = known is not None and _is_one_of(error, known.retry_on)
-            return "raised retryable" if retryable else "raised", _describe(error, self._serializer)
-        finally:
-            self._running = None
-
     def _over_memory(self, known: _Function | None, error: BaseException) -> BaseException:
         """The kernel has refused more memory: what is left suffices to say so, and to leave."""
         _core.ease_memory_limit()
@@ -210,24 +257,29 @@ class _Worker:
         failure.__cause__ = error
         return failure.with_traceback(error.__traceback__)
 
-    def _load_function(self, pickled: bytes) -> _Function:
+    def _load_function(self, number: int, pickled: bytes) -> None:
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(pickled)
-                return _Function(inherited.function, *rest)
-            return _Function(*self._serializer.loads(pickled))
+                known = _Function(inherited.function, *rest)
+            else:
+                known = _Function(*self._serializer.loads(pickled))
         except BaseException as error:
             raise self._unloadable("function", error) from error
+        self._functions[number] = known
+        if not known.grace:
+            self._channel.know(number, known.function)
 
-    def _call(self, known: _Function, pickled: bytes) -> Any:
+    def _call(self, known: _Function, pickled: bytes, *, plain: bool) -> Any:
         if self._inherited and inherited is not None:
             args, kwargs = inherited.calls[int(pickled)]
         else:
             try:
-                args, kwargs = self._serializer.loads(pickled)
+                args, kwargs = (
+                    _core.decode_plain(pickled, True) if plain else self._serializer.loads(pickled)
+                )
             except BaseException as error:
                 raise self._unloadable("arguments", error) from error
-        before = _context.snapshot()
         self._running = known
         try:
             value = known.function(*args, **kwargs)
@@ -235,8 +287,9 @@ class _Worker:
             self._raised = True
             raise
         finally:
-            self._leave_if_stray()
-            _context.restore(before)
+            self.leave_if_stray()
+            if not self._expected.is_current():
+                self.restore()
         return value
 
     def _unloadable(self, what: str, error: BaseException) -> SerializationError:
@@ -245,14 +298,11 @@ class _Worker:
 
         SystemExit too: it is not the function that wants to leave.
         """
-        self._leave_if_stray()
+        self.leave_if_stray()
         message = f"cannot unpickle the {what} in the worker: {_payload.describe(error)}"
         return SerializationError(message, path="args" if what == "arguments" else what)
 
-    def _dump_value(self, value: Any) -> bytes:
-        return _payload.dumps(self._serializer, value, "result", passing=())
-
-    def _leave_if_stray(self) -> None:
+    def leave_if_stray(self) -> None:
         """A child that the function forked has come back here: it must not answer for us."""
         if os.getpid() != self._pid:
             _flush()
@@ -263,6 +313,7 @@ class _Worker:
         if known.grace != self._handles_term:
             signal.signal(signal.SIGTERM, self._on_term if known.grace else signal.SIG_DFL)
             self._handles_term = known.grace
+            self._channel.set_direct(not known.grace)
 
     def _on_term(self, _signal: int, _frame: types.FrameType | None) -> None:
         running = self._running
@@ -283,9 +334,9 @@ def _lacks_memory(error: BaseException) -> bool:
     return issubclass(type(error), MemoryError) or isinstance(cause, MemoryError)
 
 
-def _exit_status(error: SystemExit) -> int:
+def _exit_status(error: BaseException) -> int:
     """As the interpreter does it: a number as it is, nothing is 0, anything else is printed."""
-    code = error.code
+    code = getattr(error, "code", None)
     if code is None:
         return 0
     if isinstance(code, int):

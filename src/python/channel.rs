@@ -1,28 +1,39 @@
-//! The worker's channel.
+//! The worker's channel, and the short way through a worker.
 
-use std::sync::{Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyConnectionError, PyMemoryError, PyRuntimeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use super::plain;
 use super::processes::take_fd;
+use super::watches::Surroundings;
 use crate::supervisor::SETUP;
+use crate::sys;
 use crate::sys::fault::{Step, reach};
-use crate::transport::{ReplyKind, Request, Slept, WorkerChannel};
+use crate::time::Moment;
+use crate::transport::plain::skip;
+use crate::transport::{Body, Received, ReplyKind, Request, Slept, Small, WorkerChannel};
 
 /// The worker's end of the channel to its host.
 #[pyclass(frozen, module = "killercall._core")]
 #[derive(Debug)]
 pub struct Channel {
     inner: Mutex<WorkerChannel>,
+    /// Functions that can be called with nothing before and after but what `serve` does.
+    functions: Mutex<HashMap<u64, Py<PyAny>>>,
+    /// Whether they can be called so now.
+    is_direct: AtomicBool,
+    /// The surroundings that each call finds.
+    surroundings: Mutex<Option<Py<Surroundings>>>,
+    /// In a forked child of this process it is another one.
+    generation: u64,
 }
-
-/// What `receive` returns: task, function, then the three sections: `None` where empty, or where there
-/// is no memory for them. Arguments are never empty.
-type Received<'py> =
-    (u64, u64, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>);
 
 impl Channel {
     fn inner(&self) -> PyResult<MutexGuard<'_, WorkerChannel>> {
@@ -36,7 +47,13 @@ impl Channel {
     #[new]
     fn new(segment: i32, socket: i32) -> PyResult<Self> {
         let inner = WorkerChannel::open(take_fd(segment), take_fd(socket))?;
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(Self {
+            inner: Mutex::new(inner),
+            functions: Mutex::default(),
+            is_direct: AtomicBool::new(true),
+            surroundings: Mutex::default(),
+            generation: sys::fork_generation(),
+        })
     }
 
     /// Prepares for stack dumps; returns the signal, and the descriptor to dump to.
@@ -44,26 +61,57 @@ impl Channel {
         Ok((crate::sys::DUMP_SIGNAL, self.inner()?.prepare_dump()?))
     }
 
-    /// The next request, or `None` when the host is gone or none came for `idle` seconds.
-    fn receive<'py>(&self, py: Python<'py>, idle: f64) -> PyResult<Option<Received<'py>>> {
+    /// From now on `serve` calls this function itself where the arguments are plain.
+    fn know(&self, number: u64, function: Py<PyAny>) {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner).insert(number, function);
+    }
+
+    /// Whether `serve` may do so.
+    fn set_direct(&self, is_direct: bool) {
+        self.is_direct.store(is_direct, Ordering::Relaxed);
+    }
+
+    /// What each call is to find; `serve` has its handler restore it.
+    fn set_surroundings(&self, surroundings: Py<Surroundings>) {
+        let mut slot = self.surroundings.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = slot.replace(surroundings);
+        drop(slot);
+        drop(before);
+    }
+
+    /// Serves requests until the host is gone, none came for `idle` seconds, or the handler wants to
+    /// leave.
+    ///
+    /// Calls with plain arguments of functions that it knows are made here. For the rest the handler
+    /// has methods: `answer(task, number, context, function, arguments, plain)` does all of it and says
+    /// whether to go on, and so do `dump(task, number, value)` and `raised(task, number, error)` with what
+    /// a function came to here; `leave_if_stray()`, `flush()` and `restore()`.
+    fn serve(&self, handler: &Bound<'_, PyAny>, idle: f64) -> PyResult<()> {
+        let py = handler.py();
         let limit = Duration::try_from_secs_f64(idle).map_err(|e| PyValueError::new_err(e.to_string()))?;
-        let mut guard = self.inner()?;
-        let inner: &mut WorkerChannel = &mut guard;
+        let module = py.import("sys")?;
+        let buffer = Small::new();
+        let mut desk =
+            Desk { handler, sys: module, buffer, is_tidy: true, last: None, several: None, path: None };
         loop {
-            let request = inner.try_receive().map_err(|e| PyConnectionError::new_err(e.to_string()))?;
-            if let Some(request) = request {
-                reach(if request.task == SETUP { Step::WorkerSetupClaimed } else { Step::WorkerClaimed });
-                return to_python(py, &request).map(Some);
-            }
-            match py.detach(|| inner.sleep(limit))? {
-                Slept::Rung => {}
-                Slept::Interrupted => py.check_signals()?,
-                Slept::Ended => return Ok(None),
-                Slept::Timeout => {
-                    if inner.retire() {
-                        return Ok(None);
+            if let Some(received) = self.take()? {
+                let goes_on = match received {
+                    Received::Request(request) if request.count > 1 => {
+                        desk.several = Some(Several { request, next: 0, position: 0 });
+                        self.call_next(&mut desk)?
                     }
+                    Received::Request(request) => self.answer(&mut desk, &request)?,
+                    Received::Next => self.call_next(&mut desk)?,
+                };
+                if !goes_on {
+                    return Ok(());
                 }
+            } else if !desk.is_tidy {
+                desk.is_tidy = true;
+                desk.flush()?;
+                self.look_around(&mut desk)?;
+            } else if !self.sleep(py, limit)? {
+                return Ok(());
             }
         }
     }
@@ -74,19 +122,257 @@ impl Channel {
             "ready" => ReplyKind::Ready,
             "setup failed" => ReplyKind::SetupFailed,
             "returned" => ReplyKind::Returned,
+            "returned plain" => ReplyKind::ReturnedPlain,
             "raised" => ReplyKind::Raised,
             "raised retryable" => ReplyKind::RaisedRetryable,
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
         reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
-        let mut guard = self.inner()?;
-        let inner: &mut WorkerChannel = &mut guard;
-        Ok(py.detach(|| inner.send(kind, task, body))?)
+        self.respond(py, kind, task, body, sys::now())
     }
 }
 
-fn to_python<'py>(py: Python<'py>, request: &Request) -> PyResult<Received<'py>> {
+impl Channel {
+    /// The next call, if there is one.
+    fn take(&self) -> PyResult<Option<Received>> {
+        let received = self.inner()?.try_receive().map_err(|e| PyConnectionError::new_err(e.to_string()))?;
+        match &received {
+            Some(Received::Request(request)) if request.task == SETUP => reach(Step::WorkerSetupClaimed),
+            Some(_) => reach(Step::WorkerClaimed),
+            None => {}
+        }
+        Ok(received)
+    }
+
+    /// Waits for a request; false when the host is gone or none came for `limit`.
+    fn sleep(&self, py: Python<'_>, limit: Duration) -> PyResult<bool> {
+        let mut guard = self.inner()?;
+        let inner: &mut WorkerChannel = &mut guard;
+        match py.detach(|| inner.sleep(limit))? {
+            Slept::Rung => {}
+            Slept::Interrupted => {
+                drop(guard);
+                py.check_signals()?;
+            }
+            Slept::Ended => return Ok(false),
+            Slept::Timeout => return Ok(!inner.retire()),
+        }
+        Ok(true)
+    }
+
+    /// Sends without giving up the interpreter where nothing has to be waited for.
+    fn respond(
+        &self,
+        py: Python<'_>,
+        kind: ReplyKind,
+        task: u64,
+        body: &[u8],
+        finished: Moment,
+    ) -> PyResult<bool> {
+        let mut guard = self.inner()?;
+        let inner: &mut WorkerChannel = &mut guard;
+        if inner.has_room(body.len()) {
+            return Ok(inner.send(kind, task, body, finished)?);
+        }
+        Ok(py.detach(|| inner.send(kind, task, body, finished))?)
+    }
+
+    /// The function, if calls of it can be made right here.
+    fn direct<'py>(&self, desk: &mut Desk<'_, 'py>, number: u64) -> Option<Bound<'py, PyAny>> {
+        if !self.is_direct.load(Ordering::Relaxed) {
+            return None;
+        }
+        if desk.last.as_ref().is_none_or(|(other, _)| *other != number) {
+            let py = desk.sys.py();
+            let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = functions.get(&number).map(|function| function.bind(py).clone());
+            desk.last = found.map(|function| (number, function));
+        }
+        desk.last.as_ref().map(|(_, function)| function.clone())
+    }
+
+    /// Answers a request for one call; whether to go on.
+    fn answer(&self, desk: &mut Desk<'_, '_>, request: &Request) -> PyResult<bool> {
+        let [context, function, _] = request.sections;
+        if request.plain
+            && context + function == 0
+            && let Some(function) = self.direct(desk, request.function)
+        {
+            let arguments = arguments(desk.sys.py(), &request.body);
+            return self.call(desk, request.task, request.function, &function, arguments);
+        }
+        // It may replace what this function is.
+        desk.last = None;
+        hand_over(desk.handler, request)
+    }
+
+    /// Makes the next call of a request for several; whether to go on.
+    fn call_next(&self, desk: &mut Desk<'_, '_>) -> PyResult<bool> {
+        let py = desk.sys.py();
+        let gone = || PyConnectionError::new_err("a call of a request that is not there");
+        let mut several = desk.several.take().ok_or_else(gone)?;
+        let Body::Inline(bytes) = &several.request.body else { return Err(gone()) };
+        let (task, number) = (several.request.task + several.next, several.request.function);
+        let mut rest = bytes.get(several.position..).ok_or_else(gone)?;
+        let goes_on = if let Some(function) = self.direct(desk, number) {
+            let arguments = plain::decode_args(py, &mut rest);
+            several.position = bytes.len() - rest.len();
+            self.call(desk, task, number, &function, arguments.map(|args| (args, None)))?
+        } else {
+            let start = several.position;
+            skip(&mut rest).map_err(|e| PyConnectionError::new_err(e.to_string()))?;
+            several.position = bytes.len() - rest.len();
+            let (none, arguments) = (py.None(), PyBytes::new(py, &bytes[start..several.position]));
+            let parts = (task, number, &none, &none, arguments, true);
+            desk.handler.call_method1(intern!(py, "answer"), parts)?.extract()?
+        };
+        several.next += 1;
+        if several.next < several.request.count {
+            desk.several = Some(several);
+        }
+        Ok(goes_on)
+    }
+
+    /// Calls the function and answers; whether to go on.
+    fn call<'py>(
+        &self,
+        desk: &mut Desk<'_, 'py>,
+        task: u64,
+        number: u64,
+        function: &Bound<'py, PyAny>,
+        arguments: PyResult<Call<'py>>,
+    ) -> PyResult<bool> {
+        let (py, handler) = (function.py(), desk.handler);
+        let started = sys::now();
+        let called = arguments.and_then(|(args, kwargs)| function.call(args, kwargs.as_ref()));
+        if sys::fork_generation() != self.generation {
+            handler.call_method0(intern!(py, "leave_if_stray"))?;
+        }
+        desk.buffer.clear();
+        let plain = called.as_ref().is_ok_and(|value| plain::encode(value, &mut desk.buffer));
+        let mut finished = sys::now();
+        let was_quick = finished.since(started) < QUICK;
+        // A list is changed in no time.
+        let was_quick = was_quick && desk.has_same_path();
+        desk.is_tidy &= !was_quick;
+        let goes_on = match called {
+            Ok(_) if plain => {
+                if !was_quick {
+                    desk.flush()?;
+                    finished = sys::now();
+                }
+                reach(Step::WorkerRan);
+                self.respond(py, ReplyKind::ReturnedPlain, task, &desk.buffer, finished)?
+            }
+            Ok(value) => handler.call_method1(intern!(py, "dump"), (task, number, value))?.extract()?,
+            Err(error) => {
+                let error = error.into_value(py);
+                handler.call_method1(intern!(py, "raised"), (task, number, error))?.extract()?
+            }
+        };
+        if !was_quick {
+            // After the answer: nobody waits for this.
+            self.look_around(desk)?;
+        }
+        Ok(goes_on)
+    }
+
+    /// Has the handler put back what calls have changed.
+    fn look_around(&self, desk: &mut Desk<'_, '_>) -> PyResult<()> {
+        let py = desk.sys.py();
+        let slot = self.surroundings.lock().unwrap_or_else(PoisonError::into_inner);
+        let expected = slot.as_ref().map(|expected| expected.clone_ref(py));
+        drop(slot);
+        if let Some(expected) = expected
+            && !expected.get().is_current(py)?
+        {
+            desk.handler.call_method0(intern!(py, "restore"))?;
+        }
+        desk.remember_path();
+        Ok(())
+    }
+}
+
+/// A call that took less has neither left this directory nor set a variable, for which Python alone
+/// takes longer. Looking takes longer than such a call, too: that can wait until there is nothing
+/// else to do. What it has printed goes out then as well.
+const QUICK: Duration = Duration::from_nanos(250);
+
+/// A request for several calls, and how far it has come.
+struct Several {
+    request: Request,
+    /// How many calls were made.
+    next: u64,
+    /// Where the arguments of the next one are.
+    position: usize,
+}
+
+/// What `serve` has at hand.
+struct Desk<'a, 'py> {
+    handler: &'a Bound<'py, PyAny>,
+    sys: Bound<'py, PyModule>,
+    buffer: Small,
+    /// The function that was called last.
+    last: Option<(u64, Bound<'py, PyAny>)>,
+    /// What is left of a request for several calls.
+    several: Option<Several>,
+    /// What `sys.path` is, and how long, when nothing has been changed.
+    path: Option<(Bound<'py, PyAny>, usize)>,
+    /// Whether all output is flushed, and the surroundings were looked at.
+    is_tidy: bool,
+}
+
+impl Desk<'_, '_> {
+    /// Whether `sys.path` is as long as it was, at a glance.
+    fn has_same_path(&self) -> bool {
+        let now = self.sys.getattr(intern!(self.sys.py(), "path"));
+        match (now, &self.path) {
+            (Ok(now), Some((path, len))) => now.is(path) && now.len().is_ok_and(|now| now == *len),
+            _ => false,
+        }
+    }
+
+    /// All is as it should be.
+    fn remember_path(&mut self) {
+        let path = self.sys.getattr(intern!(self.sys.py(), "path")).ok();
+        self.path = path.and_then(|path| path.len().ok().map(|len| (path, len)));
+    }
+
+    /// What was printed is seen before the answer.
+    fn flush(&self) -> PyResult<()> {
+        let py = self.sys.py();
+        let flushed = [intern!(py, "stdout"), intern!(py, "stderr")].into_iter().all(|name| {
+            self.sys
+                .getattr(name)
+                .is_ok_and(|stream| stream.is_none() || stream.call_method0(intern!(py, "flush")).is_ok())
+        });
+        if !flushed {
+            // There is something unusual about it, and a long way to get along with that.
+            self.handler.call_method0(intern!(py, "flush"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Arguments and keyword arguments.
+type Call<'py> = (Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>);
+
+fn arguments<'py>(py: Python<'py>, body: &Body) -> PyResult<Call<'py>> {
+    match body {
+        Body::Inline(bytes) => plain::decode_call(py, bytes),
+        Body::File(_) => {
+            let mut bytes = vec![0; body.len()];
+            body.read(0, &mut bytes)?;
+            plain::decode_call(py, &bytes)
+        }
+    }
+}
+
+/// Has the handler do all of it.
+fn hand_over(handler: &Bound<'_, PyAny>, request: &Request) -> PyResult<bool> {
+    let py = handler.py();
     let mut offset = 0;
+    // `None` where empty, or where there is no memory for it. Arguments are never empty.
     let mut section = |len: usize| {
         let bytes = PyBytes::new_with(py, len, |into| Ok(request.body.read(offset, into)?));
         offset += len;
@@ -98,5 +384,7 @@ fn to_python<'py>(py: Python<'py>, request: &Request) -> PyResult<Received<'py>>
     let [context, function, arguments] = request.sections;
     let context = if context > 0 { section(context)? } else { None };
     let function_bytes = if function > 0 { section(function)? } else { None };
-    Ok((request.task, request.function, context, function_bytes, section(arguments)?))
+    let arguments = section(arguments)?;
+    let parts = (request.task, request.function, context, function_bytes, arguments, request.plain);
+    handler.call_method1(intern!(py, "answer"), parts)?.extract()
 }

@@ -4,12 +4,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::supervisor::{self, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait};
+use super::plain;
+use super::watches::{Captures, Surroundings};
+use crate::supervisor::{
+    self, Attempt, Batch, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait, Warm,
+};
 use crate::sys;
-use crate::transport::Body;
+use crate::transport::{Body, Ring, Small};
 
 /// How long a wait goes without a look for signals. One that arrives while we wait ends the wait
 /// at once; one that slips in just before is found after this.
@@ -23,8 +28,18 @@ pub struct Roster(pub Arc<supervisor::Roster>);
 /// How to start the forkserver: program, arguments, environment.
 type LaunchArguments = (String, Vec<String>, Vec<(Vec<u8>, Vec<u8>)>);
 
-fn launch((program, arguments, environment): LaunchArguments) -> Launch {
-    Launch { program, arguments, environment }
+/// The same, taken over once for many jobs.
+#[pyclass(frozen, name = "Launch", module = "killercall._core")]
+#[derive(Debug)]
+pub struct PyLaunch(Arc<Launch>);
+
+#[pymethods]
+impl PyLaunch {
+    #[new]
+    fn new(command: LaunchArguments) -> Self {
+        let (program, arguments, environment) = command;
+        Self(Arc::new(Launch { program, arguments, environment }))
+    }
 }
 
 #[pymethods]
@@ -48,9 +63,8 @@ impl Roster {
     }
 
     /// Asks the forkserver to import modules before it forks further workers.
-    fn preload(&self, py: Python<'_>, start: LaunchArguments, modules: &str) -> PyResult<()> {
-        let launch = launch(start);
-        Ok(detached(py, || self.0.preload(&launch, modules))??)
+    fn preload(&self, py: Python<'_>, launch: &PyLaunch, modules: &str) -> PyResult<()> {
+        Ok(detached(py, || self.0.preload(&launch.0, modules))??)
     }
 
     /// Ends the forkserver and all its workers, and waits until nothing is left of them.
@@ -66,6 +80,7 @@ pub struct Outcome {
     task: u64,
     ending: &'static str,
     body: Option<Py<PyBytes>>,
+    plain: bool,
     pid: Option<i32>,
     exitcode: Option<i32>,
     over_memory: Option<u64>,
@@ -79,12 +94,26 @@ fn bytes<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyBytes>> {
     PyBytes::new_with(py, body.len(), |into| Ok(body.read(0, into)?))
 }
 
+/// A value that the function returned, if it came plain.
+fn plain_value<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyAny>> {
+    match body {
+        Body::Inline(bytes) => plain::decode(py, bytes),
+        Body::File(_) => {
+            let bytes = bytes(py, body)?;
+            plain::decode(py, bytes.as_bytes())
+        }
+    }
+}
+
 fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> {
-    let exitcode = outcome.exit.and_then(|exit| match exit {
+    let trouble = outcome.trouble;
+    let exitcode = trouble.as_ref().and_then(|trouble| trouble.exit).and_then(|exit| match exit {
         Exit::Reaped { status, .. } => Some(status),
         Exit::Killed => Some(-sys::KILL_SIGNAL),
         Exit::Lost => None,
     });
+    let (over_memory, stack, corrupt) =
+        trouble.map_or((None, None, None), |trouble| (trouble.over_memory, trouble.stack, trouble.corrupt));
     Ok(Outcome {
         task: outcome.task,
         ending: match outcome.ending {
@@ -97,11 +126,12 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
             Ending::NotStarted => "not_started",
         },
         body: outcome.body.map(|body| bytes(py, &body).map(Bound::unbind)).transpose()?,
+        plain: outcome.plain,
         pid: outcome.pid,
         exitcode,
-        over_memory: outcome.over_memory,
-        stack: outcome.stack,
-        corrupt: outcome.corrupt,
+        over_memory,
+        stack,
+        corrupt,
         elapsed: outcome.elapsed.as_secs_f64(),
         attempts: outcome.attempts,
     })
@@ -144,9 +174,19 @@ fn wind_down(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
     detached(py, || driver.cancel_all(true))?;
     while driver.unfinished() > 0 {
         detached(py, || driver.wait(SLICE))??;
-        driver.take_done();
+        drop(driver.take_done());
         if py.check_signals().is_err() {
             detached(py, || driver.cancel_all(false))?;
+        }
+    }
+    Ok(())
+}
+
+fn wait(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
+    while detached(py, || driver.wait(SLICE))?? != Wait::Done {
+        if let Err(interrupt) = py.check_signals() {
+            wind_down(py, driver)?;
+            return Err(interrupt);
         }
     }
     Ok(())
@@ -157,12 +197,20 @@ fn seconds(value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value).map_err(|error| PyOverflowError::new_err(format!("{value}: {error}")))
 }
 
+/// What a call of a function takes beside its arguments: worker, function and limits.
+#[pyclass(frozen, module = "killercall._core")]
+pub struct Plan {
+    policy: Policy,
+    fleet: Arc<Fleet>,
+    payload: Arc<Payload>,
+}
+
 #[pymethods]
-impl Job {
-    /// A job without tasks. Times are in seconds.
+impl Plan {
+    /// Times are in seconds. Without `launch` the roster's forkserver was made for this plan.
     #[new]
-    #[pyo3(signature = (roster, start, *, key, exec, keep, setup, context, context_bytes, function,
-        function_bytes, timeout, grace, workers, retries, retry_timed_out, retry_died, retry_over_memory, budget,
+    #[pyo3(signature = (roster, launch, *, key, exec, keep, setup, context, context_bytes, function,
+        function_bytes, timeout, grace, retries, retry_timed_out, retry_died, retry_over_memory,
         calls_per_worker, start_limit, max_memory))]
     #[expect(
         clippy::too_many_arguments,
@@ -171,7 +219,7 @@ impl Job {
     )]
     fn new(
         roster: &Roster,
-        start: Option<LaunchArguments>,
+        launch: Option<&PyLaunch>,
         key: u64,
         exec: bool,
         keep: bool,
@@ -182,12 +230,10 @@ impl Job {
         function_bytes: Vec<u8>,
         timeout: Option<f64>,
         grace: f64,
-        workers: usize,
         retries: u32,
         retry_timed_out: bool,
         retry_died: bool,
         retry_over_memory: bool,
-        budget: Option<f64>,
         calls_per_worker: Option<u32>,
         start_limit: f64,
         max_memory: Option<u64>,
@@ -195,18 +241,18 @@ impl Job {
         let policy = Policy {
             timeout: timeout.map(seconds).transpose()?,
             grace: seconds(grace)?,
-            workers,
+            workers: 1,
             retries,
             retry_timed_out,
             retry_died,
             retry_over_memory,
-            budget: budget.map(seconds).transpose()?.map(|budget| sys::now() + budget),
+            budget: None,
             calls_per_worker,
             start_limit: seconds(start_limit)?,
         };
         let fleet = Fleet {
             roster: Arc::clone(&roster.0),
-            launch: start.map(launch),
+            launch: launch.map(|launch| Arc::clone(&launch.0)),
             key,
             exec,
             max_memory: max_memory.unwrap_or(0),
@@ -215,14 +261,158 @@ impl Job {
             context,
         };
         let payload = Payload { function, function_bytes, context, context_bytes };
-        Ok(Self { driver: Mutex::new(Driver::new(policy, fleet, payload)) })
+        Ok(Self { policy, fleet: Arc::new(fleet), payload: Arc::new(payload) })
+    }
+}
+
+/// The short way of a call: in a worker that is there, with an answer at once.
+#[pyclass(frozen, module = "killercall._core")]
+pub struct Caller {
+    warm: Warm,
+    captures: Py<Captures>,
+    surroundings: Py<Surroundings>,
+    /// Pickles what is not plain; `None` where nothing may go plain.
+    dumps: Py<PyAny>,
+    is_plain: bool,
+    /// In a forked copy of this process it is another one, and the workers are not the copy's.
+    generation: u64,
+}
+
+#[pymethods]
+impl Caller {
+    /// `dumps` takes arguments and keyword arguments, where they are not plain, or must not be.
+    #[new]
+    fn new(
+        plan: &Plan,
+        captures: Py<Captures>,
+        surroundings: Py<Surroundings>,
+        dumps: Py<PyAny>,
+        is_plain: bool,
+    ) -> Self {
+        let warm =
+            Warm { policy: plan.policy, fleet: Arc::clone(&plan.fleet), payload: Arc::clone(&plan.payload) };
+        Self { warm, captures, surroundings, dumps, is_plain, generation: sys::fork_generation() }
+    }
+
+    /// The value; or an outcome whose value has to be unpickled; or a job that goes on. `NotImplemented`
+    /// if nothing was begun: there is no such worker, or the function is not what it was.
+    fn call(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: &Bound<'_, PyDict>,
+    ) -> PyResult<Py<PyAny>> {
+        if sys::fork_generation() != self.generation
+            || !self.surroundings.get().is_current(py)?
+            || !self.captures.get().is_current(py)?
+        {
+            return Ok(py.NotImplemented());
+        }
+        let arguments = self.arguments(args, kwargs)?;
+        match detached(py, || self.warm.call(arguments))? {
+            Attempt::Returned { body, plain } => match plain.then(|| plain_value(py, &body)) {
+                Some(Ok(value)) => Ok(value.unbind()),
+                // What is wrong with it, if anything is, is told by whoever unpickles it.
+                _ => Ok(Bound::new(py, Outcome::returned(py, 0, &body, plain)?)?.into_any().unbind()),
+            },
+            Attempt::Nobody => Ok(py.NotImplemented()),
+            Attempt::Underway(driver) => {
+                Ok(Bound::new(py, Job { driver: Mutex::new(*driver) })?.into_any().unbind())
+            }
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.captures)?;
+        visit.call(&self.surroundings)?;
+        visit.call(&self.dumps)
+    }
+}
+
+fn plain_call(args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> Option<Small> {
+    let mut bytes = Small::new();
+    let named = Some(kwargs).filter(|kwargs| !kwargs.is_empty());
+    plain::encode_call(args, named, &mut bytes).then_some(bytes)
+}
+
+impl Caller {
+    fn arguments(&self, args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> PyResult<Batch> {
+        if self.is_plain
+            && let Some(bytes) = plain_call(args, kwargs)
+        {
+            return Ok(Batch::one(bytes, true));
+        }
+        let bytes = self.dumps.bind(args.py()).call1((args, kwargs))?.extract::<Vec<u8>>()?;
+        Ok(Batch::one(bytes.into(), false))
+    }
+}
+
+impl Outcome {
+    fn returned(py: Python<'_>, task: u64, body: &Body, plain: bool) -> PyResult<Self> {
+        Ok(Self {
+            task,
+            ending: "returned",
+            body: Some(bytes(py, body)?.unbind()),
+            plain,
+            pid: None,
+            exitcode: None,
+            over_memory: None,
+            stack: None,
+            corrupt: None,
+            elapsed: 0.0,
+            attempts: 1,
+        })
+    }
+}
+
+#[pymethods]
+impl Job {
+    /// A job without tasks, for so many workers. Its budget is in seconds from now on. The answers of a
+    /// `bulk` are wanted together.
+    #[new]
+    fn new(plan: &Plan, workers: usize, budget: Option<f64>, bulk: bool) -> PyResult<Self> {
+        let budget = budget.map(seconds).transpose()?.map(|budget| sys::now() + budget);
+        let policy = Policy { workers, budget, ..plan.policy };
+        let ring = if bulk { Ring::WhenItPays } else { Ring::AtOnce };
+        let driver = Driver::new(policy, Arc::clone(&plan.fleet), Arc::clone(&plan.payload), ring);
+        Ok(Self { driver: Mutex::new(driver) })
     }
 
     /// Adds a task.
-    fn submit(&self, py: Python<'_>, task: u64, arguments: Vec<u8>) -> PyResult<()> {
-        let mut guard = self.driver()?;
-        let driver: &mut Driver = &mut guard;
-        detached(py, || driver.submit(task, arguments))
+    fn submit(&self, task: u64, arguments: Vec<u8>) -> PyResult<()> {
+        self.driver()?.submit(task, Batch::one(arguments.into(), false));
+        Ok(())
+    }
+
+    /// Adds a task whose arguments are plain; false if they are not.
+    fn submit_call(
+        &self,
+        task: u64,
+        args: &Bound<'_, PyTuple>,
+        kwargs: &Bound<'_, PyDict>,
+    ) -> PyResult<bool> {
+        let Some(bytes) = plain_call(args, kwargs) else { return Ok(false) };
+        self.driver()?.submit(task, Batch::one(bytes, true));
+        Ok(true)
+    }
+
+    /// Adds those of `items` from `start` on that are plain, numbered by their places, until one is
+    /// not or there are `most`; returns the place after the last one.
+    fn submit_items(&self, items: &Bound<'_, PyList>, start: usize, most: usize) -> PyResult<usize> {
+        let end = items.len().min(start.saturating_add(most));
+        let (mut bytes, mut ends) = (Small::new(), Vec::with_capacity(end.saturating_sub(start)));
+        for place in start..end {
+            if !plain::encode_item(&items.get_item(place)?, &mut bytes) {
+                break;
+            }
+            ends.push(bytes.len());
+        }
+        bytes.truncate(ends.last().copied().unwrap_or(0));
+        let next = start + ends.len();
+        if next > start {
+            self.driver()?.submit(start as u64, Batch::many(bytes, ends));
+        }
+        Ok(next)
     }
 
     /// What enters is the job; what leaves ends it. Native, so that no signal handler can raise
@@ -242,13 +432,42 @@ impl Job {
     fn wait(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        while detached(py, || driver.wait(SLICE))?? != Wait::Done {
-            if let Err(interrupt) = py.check_signals() {
-                wind_down(py, driver)?;
-                return Err(interrupt);
+        wait(py, driver)?;
+        driver.take_done().map(|outcome| to_python(py, outcome)).collect()
+    }
+
+    /// The same; plain values go right to their places in `values`. Returns how many did, and the other
+    /// outcomes.
+    fn wait_into(&self, py: Python<'_>, values: &Bound<'_, PyList>) -> PyResult<(usize, Vec<Outcome>)> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        wait(py, driver)?;
+        let (mut placed, mut others) = (0, Vec::new());
+        let bulk = driver.values();
+        let mut start = 0;
+        for (task, _, end) in bulk.items.drain(..) {
+            let bytes = &bulk.bytes[start..end];
+            start = end;
+            if let (Ok(value), Ok(place)) = (plain::decode(py, bytes), usize::try_from(task)) {
+                values.set_item(place, value)?;
+                placed += 1;
+            } else {
+                others.push(Outcome::returned(py, task, &Body::Inline(bytes.into()), true)?);
             }
         }
-        driver.take_done().into_iter().map(|outcome| to_python(py, outcome)).collect()
+        bulk.bytes.clear();
+        for outcome in driver.take_done() {
+            if let (true, Some(body)) = (outcome.plain, &outcome.body)
+                && let Ok(place) = usize::try_from(outcome.task)
+                && let Ok(value) = plain_value(py, body)
+            {
+                values.set_item(place, value)?;
+                placed += 1;
+            } else {
+                others.push(to_python(py, outcome)?);
+            }
+        }
+        Ok((placed, others))
     }
 
     /// How many workers the system allows, if those are fewer than were asked for.

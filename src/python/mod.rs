@@ -4,8 +4,12 @@
 mod channel;
 mod exceptions;
 mod job;
+mod plain;
 mod processes;
+mod watches;
 
 pub use channel::Channel;
-pub use job::{Job, Outcome, Roster};
+pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster};
+pub use plain::decode_plain;
 pub use processes::{ServerCopy, boot, ease_memory_limit, keep_open};
+pub use watches::{Captures, Surroundings};

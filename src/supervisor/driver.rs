@@ -3,31 +3,23 @@
 //! The thread that waits for the answer runs this loop itself: one wait over the sockets and
 //! notice pipes of its workers and the nearest deadline.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
+use super::arguments::{Arguments, Batch};
+use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
 use super::job::{Job, Policy};
-use super::roster::{Exit, Fleet, HostWorker, News, Parcel};
-use super::worker::{TerminateReason, TerminateStep, WorkerState};
+use super::roster::{Exit, Fleet, HostWorker, News, Payload};
+use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::error::Error;
 use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Waiter, Woken};
 use crate::time::Moment;
-use crate::transport::{Body, Handed, Reply, ReplyKind};
+use crate::transport::{Body, Corrupt, Handed, Reply, ReplyKind, Ring, Values};
 
-/// The function that a job calls, and the surroundings that it runs in.
-#[derive(Debug, Default)]
-pub struct Payload {
-    /// The function's number, the same for the same bytes.
-    pub function: u64,
-    /// The pickled function.
-    pub function_bytes: Vec<u8>,
-    /// The version of the host's surroundings.
-    pub context: u64,
-    /// The surroundings.
-    pub context_bytes: Vec<u8>,
-}
+/// How long descriptors may go without a look while there are answers to read.
+const LOOK: Duration = Duration::from_micros(500);
 
 /// Why no worker could be had.
 #[derive(Debug)]
@@ -55,8 +47,21 @@ pub struct Outcome {
     pub ending: Ending,
     /// The value or the exception.
     pub body: Option<Body>,
+    /// Whether that is a plain value.
+    pub plain: bool,
     /// The worker's pid.
     pub pid: Option<i32>,
+    /// How long the last attempt ran.
+    pub elapsed: Duration,
+    /// How often it was started.
+    pub attempts: u32,
+    /// What there is to say of a worker that did not answer.
+    pub trouble: Option<Box<Trouble>>,
+}
+
+/// What became of a worker that did not answer.
+#[derive(Debug)]
+pub struct Trouble {
     /// How the worker ended, if it has.
     pub exit: Option<Exit>,
     /// How many bytes it used, if it was killed for that.
@@ -65,10 +70,6 @@ pub struct Outcome {
     pub stack: Option<String>,
     /// What was wrong with what the worker wrote, if that is why it was ended.
     pub corrupt: Option<String>,
-    /// How long the last attempt ran.
-    pub elapsed: Duration,
-    /// How often it was started.
-    pub attempts: u32,
 }
 
 /// Why a wait ended.
@@ -84,48 +85,84 @@ pub enum Wait {
 
 struct Crew {
     id: WorkerId,
-    worker: HostWorker,
+    worker: Box<HostWorker>,
     corrupt: Option<String>,
 }
 
 /// Runs one job.
 pub struct Driver {
     job: Job,
-    fleet: Fleet,
-    payload: Payload,
+    fleet: Arc<Fleet>,
+    payload: Arc<Payload>,
     limit: u32,
+    /// In the order of their ids.
     crew: Vec<Crew>,
-    arguments: HashMap<TaskId, Vec<u8>>,
-    replies: HashMap<TaskId, Body>,
+    arguments: Arguments,
+    /// Answers that the job has not been told of, or has yet to take.
+    replies: VecDeque<(TaskId, Reply)>,
     done: Vec<Outcome>,
+    /// The values of tasks that have ended with nothing else to be said of them.
+    values: Values,
     start_error: Option<StartError>,
     /// What has happened and was not told to the job yet. One queue: while the job's wishes are
     /// being carried out, news wait here, so that its view and the world's stay in step.
     events: VecDeque<Event>,
+    /// Empty; kept for the memory that it has.
+    actions: Vec<Action>,
     waiter: Waiter,
+    /// How soon workers are to wake us.
+    ring: Ring,
+    /// When we last looked at all descriptors.
+    looked_at: Moment,
     /// The process that made this. A copy of it must not touch its workers.
     owner: i32,
     closed: bool,
 }
 
 impl Driver {
-    /// A driver for a job without tasks.
-    pub fn new(policy: Policy, fleet: Fleet, payload: Payload) -> Self {
+    /// A driver for a job without tasks. If its answers are wanted together, `ring` can wait.
+    pub fn new(policy: Policy, fleet: Arc<Fleet>, payload: Arc<Payload>, ring: Ring) -> Self {
         Self {
             limit: policy.calls_per_worker.unwrap_or(u32::MAX),
             job: Job::new(policy),
             fleet,
             payload,
             crew: Vec::new(),
-            arguments: HashMap::new(),
-            replies: HashMap::new(),
+            arguments: Arguments::default(),
+            replies: VecDeque::new(),
             done: Vec::new(),
+            values: Values::default(),
             start_error: None,
             events: VecDeque::new(),
+            actions: Vec::new(),
             waiter: Waiter::default(),
+            ring,
+            looked_at: Moment::from_nanos(0),
             owner: sys::pid(),
             closed: false,
         }
+    }
+
+    /// Takes over the one task of a job that a worker was handed at `since`, and what it has answered,
+    /// if it has.
+    pub fn take_over(
+        policy: Policy,
+        fleet: Arc<Fleet>,
+        payload: Arc<Payload>,
+        (task, arguments, since): (TaskId, Arguments, Moment),
+        worker: Box<HostWorker>,
+        answer: Option<Result<Reply, Corrupt>>,
+    ) -> Self {
+        let mut driver = Self::new(policy, fleet, payload, Ring::AtOnce);
+        let (job, id) = Job::underway(policy, task, worker.served, since);
+        driver.job = job;
+        driver.arguments = arguments;
+        driver.crew.push(Crew { id, worker, corrupt: None });
+        if let Some(answer) = answer {
+            let event = driver.read_answer(0, answer);
+            driver.events.push_back(event);
+        }
+        driver
     }
 
     /// Whether this process made it, and is not a forked copy.
@@ -133,21 +170,21 @@ impl Driver {
         sys::pid() == self.owner
     }
 
-    /// Adds a task.
-    pub fn submit(&mut self, task: u64, arguments: Vec<u8>) {
-        let task = TaskId(task);
-        self.arguments.insert(task, arguments);
-        self.feed(Event::Submitted { task });
+    /// Adds tasks. They go to workers with the next [`wait`](Self::wait).
+    pub fn submit(&mut self, first: u64, batch: Batch) {
+        let run = Run { first: TaskId(first), count: batch.count() };
+        self.arguments.push(run.first, batch);
+        self.events.push_back(Event::Submitted { run });
     }
 
     /// Tasks that have not ended.
     pub fn unfinished(&self) -> usize {
-        self.job.unfinished()
+        self.arguments.len()
     }
 
     /// Tasks that wait for a worker: more are not needed while there are plenty.
     pub fn queued(&self) -> usize {
-        self.job.queued()
+        self.job.queued() + (self.unfinished() - self.job.unfinished())
     }
 
     /// How many workers the system allows, if those are fewer than were asked for.
@@ -161,8 +198,13 @@ impl Driver {
     }
 
     /// Takes what has ended since the last time.
-    pub fn take_done(&mut self) -> Vec<Outcome> {
-        std::mem::take(&mut self.done)
+    pub fn take_done(&mut self) -> std::vec::Drain<'_, Outcome> {
+        self.done.drain(..)
+    }
+
+    /// The same for values of a bulk, of which there is nothing else to be said.
+    pub fn values(&mut self) -> &mut Values {
+        &mut self.values
     }
 
     /// Ends all that is not finished.
@@ -175,7 +217,7 @@ impl Driver {
         let end = sys::now() + slice;
         loop {
             self.pump();
-            if !self.done.is_empty() || self.job.unfinished() == 0 {
+            if !self.done.is_empty() || !self.values.items.is_empty() || self.unfinished() == 0 {
                 return Ok(Wait::Done);
             }
             if sys::now() >= end {
@@ -221,21 +263,34 @@ impl Driver {
     fn sleep(&mut self, end: Moment) -> Result<Woken, Error> {
         let mut may_sleep = true;
         for crew in &self.crew {
-            may_sleep &= crew.worker.channel.prepare_sleep();
+            may_sleep &= crew.worker.channel.prepare_sleep(self.ring);
         }
-        let mut woken = Woken::Ready;
-        if may_sleep {
-            let until = self.job.due().into_iter().chain([end]).min();
-            let mut interests: Vec<Interest<'_>> = self
-                .crew
-                .iter()
-                .flat_map(|crew| [crew.worker.channel.socket(), crew.worker.notice().as_fd()])
-                .map(Interest::new)
-                .collect();
-            let slice = end.since(sys::now()).max(Duration::from_millis(1));
-            woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
+        let now = sys::now();
+        if !may_sleep && now.since(self.looked_at) < LOOK {
+            for crew in &self.crew {
+                crew.worker.channel.stay_awake();
+            }
+            return Ok(Woken::Ready);
         }
+        // With something to do there is only a look at the rest, such as who has died.
+        let end = if may_sleep { end } else { now };
+        let until = self.job.due().into_iter().chain([end]).min();
+        let mut interests: Vec<Interest<'_>> = self
+            .crew
+            .iter()
+            .flat_map(|crew| [crew.worker.channel.socket(), crew.worker.notice().as_fd()])
+            .map(Interest::new)
+            .collect();
+        let slice = end.since(now).max(Duration::from_millis(1));
+        let woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
+        self.looked_at = sys::now();
+        let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
         for at in 0..self.crew.len() {
+            self.crew[at].worker.has_news |= ready[2 * at + 1];
+            if !ready[2 * at] {
+                self.crew[at].worker.channel.stay_awake();
+                continue;
+            }
             // A socket at its end is no news: the notice pipe says what happened.
             if let Err(error) = self.crew[at].worker.channel.wake()
                 && self.crew[at].corrupt.is_none()
@@ -251,6 +306,7 @@ impl Driver {
     /// for late.
     fn pump(&mut self) {
         for at in 0..self.crew.len() {
+            self.read_values(at);
             self.read(at);
         }
         self.feed(Event::Tick);
@@ -268,6 +324,9 @@ impl Driver {
         if dumping && self.crew[at].worker.channel.dump_complete() {
             self.events.push_back(Event::Dumped { worker: id });
         }
+        if !std::mem::take(&mut self.crew[at].worker.has_news) {
+            return;
+        }
         while let Some(news) = self.crew[at].worker.news() {
             match news {
                 News::Forked => {}
@@ -282,7 +341,7 @@ impl Driver {
                     self.settle();
                     let crew = &self.crew[at];
                     let over_memory = crew.worker.over_memory;
-                    let handed = self.job.worker(id).map_or(0, |worker| worker.handed.len());
+                    let handed = self.job.worker(id).map_or(0, Worker::load);
                     let started = crew.worker.started(handed, crew.corrupt.is_none());
                     self.note_failed_start(id, exit, over_memory);
                     let over_memory = over_memory.is_some();
@@ -305,14 +364,74 @@ impl Driver {
         }
     }
 
-    fn read_replies(&mut self, at: usize) {
-        while self.crew[at].corrupt.is_none() {
-            let event = match self.crew[at].worker.channel.receive() {
-                Ok(None) => return,
-                Ok(Some(reply)) => self.read_reply(at, reply),
-                Err(corrupt) => self.corrupted(at, corrupt.0),
-            };
+    /// Reads many answers at once, where all of them are values in time and nothing else is to be said.
+    fn read_values(&mut self, at: usize) {
+        let Crew { id, worker, corrupt } = &mut self.crew[at];
+        let (id, is_bulk) = (*id, self.ring == Ring::WhenItPays && self.limit == u32::MAX);
+        let state = self.job.worker(id).map(|worker| worker.state);
+        let Some(WorkerState::Running { since, .. }) = state.filter(|_| is_bulk && corrupt.is_none()) else {
+            return;
+        };
+        debug_assert!(self.events.is_empty(), "the job has to know of all that was before");
+        let before = (self.values.items.len(), self.values.bytes.len());
+        let received = worker.receive_values(&mut self.values);
+        let stamps = self.values.items[before.0..].iter().map(|&(_, stamp, _)| Moment::from_nanos(stamp));
+        let count = stamps.len();
+        if count > 0 && self.job.are_in_time(since, stamps, sys::now()) {
+            let &(_, stamp, _) = self.values.items.last().expect("there is more than one");
+            let finished_at = Moment::from_nanos(stamp);
+            self.events.push_back(Event::Advanced { worker: id, count, finished_at });
+        } else if count > 0 {
+            // One by one, then.
+            let mut start = before.1;
+            for (task, finished_at, end) in self.values.items.split_off(before.0) {
+                let body = Body::Inline(self.values.bytes[start..end].into());
+                start = end;
+                let reply = Reply { kind: ReplyKind::ReturnedPlain, task, finished_at, body };
+                let (worker, verdict) = (id, Verdict::Returned);
+                let finished_at = Moment::from_nanos(finished_at);
+                self.replies.push_back((TaskId(task), reply));
+                self.events.push_back(Event::Replied { worker, verdict, finished_at });
+            }
+            self.values.bytes.truncate(before.1);
+        }
+        if let Err(corrupt) = received {
+            let event = self.corrupted(at, corrupt.0);
             self.events.push_back(event);
+        }
+        self.acknowledge(at, count > 0);
+        self.settle();
+    }
+
+    fn acknowledge(&mut self, at: usize, received: bool) {
+        if received
+            && let Err(error) = self.crew[at].worker.channel.acknowledge()
+            && self.crew[at].corrupt.is_none()
+        {
+            let event = self.corrupted(at, format!("doorbell: {error}"));
+            self.events.push_back(event);
+        }
+    }
+
+    fn read_replies(&mut self, at: usize) {
+        let mut received = false;
+        while self.crew[at].corrupt.is_none() {
+            let answer = match self.crew[at].worker.receive() {
+                Ok(None) => break,
+                Ok(Some(reply)) => Ok(reply),
+                Err(corrupt) => Err(corrupt),
+            };
+            received = true;
+            let event = self.read_answer(at, answer);
+            self.events.push_back(event);
+        }
+        self.acknowledge(at, received);
+    }
+
+    fn read_answer(&mut self, at: usize, answer: Result<Reply, Corrupt>) -> Event {
+        match answer {
+            Ok(reply) => self.read_reply(at, reply),
+            Err(corrupt) => self.corrupted(at, corrupt.0),
         }
     }
 
@@ -341,14 +460,14 @@ impl Driver {
                 self.start_error = Some(StartError::Setup(reply.body));
                 return Event::StartFailed { worker, hopeless: true };
             }
-            ReplyKind::Returned => Verdict::Returned,
+            ReplyKind::Returned | ReplyKind::ReturnedPlain => Verdict::Returned,
             ReplyKind::Raised => Verdict::Raised { retryable: false },
             ReplyKind::RaisedRetryable => Verdict::Raised { retryable: true },
         };
         match hand.answered() {
             Some(task) if task.0 == reply.task => {
-                self.replies.insert(task, reply.body);
                 let finished_at = Moment::from_nanos(reply.finished_at);
+                self.replies.push_back((task, reply));
                 Event::Replied { worker, verdict, finished_at }
             }
             other => self.corrupted(at, format!("an answer to task {} instead of {other:?}", reply.task)),
@@ -362,11 +481,24 @@ impl Driver {
 
     /// Tells the job what happened, and performs what it asks for, until nothing is left.
     fn settle(&mut self) {
-        let mut actions = Vec::new();
-        while let Some(event) = self.events.pop_front() {
-            self.job.handle(event, sys::now(), &mut actions);
+        let mut actions = std::mem::take(&mut self.actions);
+        loop {
+            // After all that is read has happened, and one reading for all of it.
+            let now = sys::now();
+            while let Some(event) = self.events.pop_front() {
+                self.job.handle(event, now, &mut actions);
+                for action in actions.drain(..) {
+                    self.perform(action);
+                }
+            }
+            self.job.settle(now, &mut actions);
             for action in actions.drain(..) {
                 self.perform(action);
+            }
+            self.publish_all();
+            if self.events.is_empty() {
+                self.actions = actions;
+                return;
             }
         }
     }
@@ -374,12 +506,14 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Start { worker } => self.start(worker),
-            Action::Hand { worker, task } => {
-                let refusal = self.hand(worker, task);
-                self.events.extend(refusal);
+            Action::Hand { worker, run } => {
+                if let Some(refusal) = self.stage(worker, run) {
+                    self.events.push_back(refusal);
+                }
             }
             Action::Revoke { worker } => {
-                let Some(at) = self.crew.iter().position(|crew| crew.id == worker) else { return };
+                let Some(at) = self.place(worker) else { return };
+                self.publish(at);
                 let count = self.crew[at].worker.revoke();
                 // What it answered before that comes first.
                 self.read_replies(at);
@@ -394,7 +528,14 @@ impl Driver {
             Action::Terminate { worker } => self.with(worker, |worker| worker.signal(TERMINATE_SIGNAL)),
             Action::Kill { worker } => self.with(worker, HostWorker::kill),
             Action::Nudge { worker } => self.with(worker, HostWorker::nudge),
-            Action::Abandon { worker } => self.with(worker, HostWorker::abandon),
+            Action::Abandon { worker } => {
+                self.with(worker, HostWorker::abandon);
+                // All of its workers may be lost now, and their pipes need not tell.
+                for crew in &mut self.crew {
+                    crew.worker.has_news = true;
+                }
+            }
+            Action::CompleteRun { run } => self.arguments.remove(run),
             Action::Complete { task, ending, worker, attempts, elapsed } => {
                 self.complete(task, ending, worker, attempts, elapsed);
             }
@@ -402,9 +543,13 @@ impl Driver {
     }
 
     fn with(&self, id: WorkerId, act: impl Fn(&HostWorker)) {
-        if let Some(crew) = self.crew.iter().find(|crew| crew.id == id) {
-            act(&crew.worker);
+        if let Some(at) = self.place(id) {
+            act(&self.crew[at].worker);
         }
+    }
+
+    fn place(&self, id: WorkerId) -> Option<usize> {
+        self.crew.binary_search_by_key(&id, |crew| crew.id).ok()
     }
 
     fn start(&mut self, id: WorkerId) {
@@ -422,48 +567,57 @@ impl Driver {
         }
     }
 
-    fn hand(&mut self, id: WorkerId, task: TaskId) -> Option<Event> {
-        let at = self.crew.iter().position(|crew| crew.id == id)?;
-        let crew = &mut self.crew[at];
-        let arguments = self.arguments.get(&task)?;
-        let parcel = Parcel {
-            function: self.payload.function,
-            function_bytes: &self.payload.function_bytes,
-            context: self.payload.context,
-            context_bytes: &self.payload.context_bytes,
-            arguments,
-        };
-        match crew.worker.hand(task, &parcel) {
-            Ok(Handed::Yes) => None,
-            Ok(Handed::NoRoom) => Some(Event::Refused { worker: id, task, retired: false }),
-            Ok(Handed::Unsound) => {
-                self.read_replies(at);
-                let idle = self.crew[at].worker.in_hand() == 0;
-                if idle {
-                    // An earlier call has written over its memory. This one has nothing to do with it.
-                    log::info!("worker {id:?} is not fit for use any more");
-                    self.crew[at].worker.kill();
-                } else if self.crew[at].corrupt.is_none() {
-                    // The one that it runs has, and counts as started.
-                    let event = self.corrupted(at, "its claim word was changed".into());
-                    self.events.push_back(Event::Refused { worker: id, task, retired: false });
-                    return Some(event);
-                }
-                Some(Event::Refused { worker: id, task, retired: idle })
-            }
-            Ok(Handed::Retired) => {
-                // What it answered before that comes first: a host that was stopped for a minute may
-                // not have read it yet.
-                self.read_replies(at);
-                Some(Event::Refused { worker: id, task, retired: true })
-            }
-            Err(error) => {
-                // Out of descriptors or memory, or the worker's socket is gone: this worker takes
-                // nothing; its notice pipe tells if it has ended.
-                log::info!("failed to hand a task to worker {id:?}: {error}");
-                Some(Event::Corrupted { worker: id })
-            }
+    /// Writes tasks to a worker; it gets all of them together.
+    fn stage(&mut self, id: WorkerId, run: Run) -> Option<Event> {
+        let at = self.place(id)?;
+        // What an attempt before this one came to is not wanted any more.
+        self.replies.retain(|(task, _)| !run.contains(*task));
+        match self.crew[at].worker.stage(run, &self.payload, &self.arguments) {
+            Ok(Run { count: 0, .. }) => None,
+            Ok(run) => Some(Event::Refused { worker: id, run, retired: false }),
+            Err(error) => Some(Self::not_handed(id, &error)),
         }
+    }
+
+    /// Out of descriptors or memory, or the worker's socket is gone: this worker takes nothing; its
+    /// notice pipe tells if it has ended.
+    fn not_handed(id: WorkerId, error: &std::io::Error) -> Event {
+        log::info!("failed to hand a task to worker {id:?}: {error}");
+        Event::Corrupted { worker: id }
+    }
+
+    fn publish_all(&mut self) {
+        for at in 0..self.crew.len() {
+            self.publish(at);
+        }
+    }
+
+    /// Hands a worker what was staged for it.
+    fn publish(&mut self, at: usize) {
+        let id = self.crew[at].id;
+        let published = match self.crew[at].worker.publish() {
+            Ok(published) => published,
+            Err(error) => return self.events.push_back(Self::not_handed(id, &error)),
+        };
+        if published.handed == Handed::Yes {
+            return;
+        }
+        // What it answered before that comes first: a host that was stopped for a minute may not have
+        // read it yet.
+        self.read_replies(at);
+        let idle = self.crew[at].worker.in_hand() == 0;
+        if published.handed == Handed::Unsound && idle {
+            // An earlier call has written over its memory. This one has nothing to do with it.
+            log::info!("worker {id:?} is not fit for use any more");
+            self.crew[at].worker.kill();
+        } else if published.handed == Handed::Unsound && self.crew[at].corrupt.is_none() {
+            // The one that it runs has, and counts as started.
+            let event = self.corrupted(at, "its claim word was changed".into());
+            self.events.push_back(event);
+        }
+        let retired = published.handed == Handed::Retired || idle;
+        let refused = published.back.into_iter().rev();
+        self.events.extend(refused.map(|run| Event::Refused { worker: id, run, retired }));
     }
 
     fn complete(
@@ -474,23 +628,31 @@ impl Driver {
         attempts: u32,
         elapsed: Duration,
     ) {
-        self.arguments.remove(&task);
-        let body = self.replies.remove(&task);
-        let crew = worker.and_then(|id| self.crew.iter().find(|crew| crew.id == id));
-        let exit = crew.and_then(|crew| crew.worker.exit);
+        self.arguments.remove(Run::one(task));
+        // Mostly the first one.
+        let reply = self.replies.iter().position(|(other, _)| *other == task);
+        let reply = reply.and_then(|at| self.replies.remove(at)).map(|(_, reply)| reply);
+        let crew = worker.and_then(|id| self.place(id)).map(|at| &self.crew[at]);
+        let answered = matches!(ending, Ending::Returned | Ending::Raised);
+        let trouble = crew.filter(|_| !answered).map(|crew| {
+            Box::new(Trouble {
+                exit: crew.worker.exit,
+                over_memory: crew.worker.over_memory,
+                stack: matches!(ending, Ending::TimedOut | Ending::Died | Ending::OverMemory)
+                    .then(|| crew.worker.channel.stack())
+                    .flatten(),
+                corrupt: crew.corrupt.clone(),
+            })
+        });
         self.done.push(Outcome {
             task: task.0,
             ending,
-            body: body.filter(|_| matches!(ending, Ending::Returned | Ending::Raised)),
+            plain: reply.as_ref().is_some_and(|reply| reply.kind.is_plain()),
+            body: reply.filter(|_| answered).map(|reply| reply.body),
             pid: crew.and_then(|crew| crew.worker.pid),
-            exit,
-            over_memory: crew.and_then(|crew| crew.worker.over_memory),
-            stack: crew
-                .filter(|_| matches!(ending, Ending::TimedOut | Ending::Died | Ending::OverMemory))
-                .and_then(|crew| crew.worker.channel.stack()),
-            corrupt: crew.and_then(|crew| crew.corrupt.clone()),
             elapsed,
             attempts,
+            trouble,
         });
     }
 }

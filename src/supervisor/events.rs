@@ -8,6 +8,15 @@ use crate::time::Moment;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub u64);
 
+/// Tasks that are numbered one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first of them.
+    pub first: TaskId,
+    /// How many.
+    pub count: usize,
+}
+
 /// One worker of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
@@ -27,10 +36,10 @@ pub enum Verdict {
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// There is a new task.
+    /// There are new tasks.
     Submitted {
-        /// The task.
-        task: TaskId,
+        /// These.
+        run: Run,
     },
     /// A worker is set up, or was taken over idle.
     Ready {
@@ -55,6 +64,15 @@ pub enum Event {
         /// When the complete answer was there.
         finished_at: Moment,
     },
+    /// A worker that is running returned values for its oldest tasks, each of them in time.
+    Advanced {
+        /// The worker.
+        worker: WorkerId,
+        /// How many tasks.
+        count: usize,
+        /// When the last complete value was there.
+        finished_at: Moment,
+    },
     /// A worker's tasks that it had not started were taken back, newest first.
     Revoked {
         /// The worker.
@@ -62,12 +80,12 @@ pub enum Event {
         /// How many.
         count: usize,
     },
-    /// A worker had no room for a task, or has ended by itself.
+    /// A worker had no room for tasks, or has ended by itself.
     Refused {
         /// The worker.
         worker: WorkerId,
-        /// The task.
-        task: TaskId,
+        /// The tasks.
+        run: Run,
         /// Whether it will take none any more.
         retired: bool,
     },
@@ -114,12 +132,12 @@ pub enum Action {
         /// The worker to be.
         worker: WorkerId,
     },
-    /// Hand a task to a worker; answer with `Refused` if it cannot be.
+    /// Hand tasks to a worker; answer with `Refused` for those that cannot be.
     Hand {
         /// The worker.
         worker: WorkerId,
-        /// The task.
-        task: TaskId,
+        /// The tasks.
+        run: Run,
     },
     /// Take back what a worker has not started; read its answers, then answer with `Revoked`.
     Revoke {
@@ -150,6 +168,11 @@ pub enum Action {
     Abandon {
         /// The worker.
         worker: WorkerId,
+    },
+    /// Tasks have ended with the values that were there when the worker advanced.
+    CompleteRun {
+        /// The tasks.
+        run: Run,
     },
     /// A task has ended.
     Complete {

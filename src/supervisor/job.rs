@@ -3,10 +3,11 @@
 //! Pure: [`Job::handle`] takes what happened and when, and says what to do. It reads no clock and
 //! touches no process, so that millions of schedules can be simulated.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
+use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
+use super::runs::Runs;
 use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::time::Moment;
 
@@ -28,7 +29,7 @@ const START_ATTEMPTS: u32 = 3;
 /// this keeps it to a few per cent.
 const AHEAD: Duration = Duration::from_millis(2);
 /// Most tasks handed ahead.
-const AHEAD_MAX: usize = 128;
+const AHEAD_MAX: usize = 1024;
 
 /// What a job's caller asked for.
 #[derive(Clone, Copy, Debug)]
@@ -55,23 +56,31 @@ pub struct Policy {
     pub start_limit: Duration,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Task {
-    attempts: u32,
-    cancelled: bool,
-}
-
 /// The tasks and workers of one call or one map.
 #[derive(Debug)]
 pub struct Job {
     policy: Policy,
-    queue: VecDeque<TaskId>,
-    tasks: HashMap<TaskId, Task>,
+    queue: Runs,
+    /// How many tasks have not ended.
+    unfinished: usize,
+    /// How often those of them have failed that have and are tried again.
+    failures: HashMap<TaskId, u32>,
+    /// Those of them that are not wanted any more.
+    cancelled: HashSet<TaskId>,
+    /// None with a smaller number is, either.
+    cancelled_before: TaskId,
+    /// Whether there may be such tasks.
+    has_cancelled: bool,
+    /// The number after that of the last task.
+    next_task: TaskId,
+    /// In the order of their ids.
     workers: Vec<(WorkerId, Worker)>,
     next_worker: u64,
     /// How many workers can be had; starts as the policy's, and shrinks when the system says no.
     available: usize,
     start_failures: u32,
+    /// How many tasks a worker's ring seems to have room for.
+    room: usize,
     /// A running average of how long a task takes.
     pace: Option<Duration>,
 }
@@ -80,20 +89,45 @@ impl Job {
     /// A job without tasks.
     pub fn new(policy: Policy) -> Self {
         Self {
-            queue: VecDeque::new(),
-            tasks: HashMap::new(),
+            queue: Runs::default(),
+            unfinished: 0,
+            failures: HashMap::new(),
+            cancelled: HashSet::new(),
+            cancelled_before: TaskId(0),
+            has_cancelled: false,
+            next_task: TaskId(0),
             workers: Vec::new(),
             next_worker: 0,
             available: policy.workers.max(1),
             start_failures: 0,
+            room: AHEAD_MAX,
             pace: None,
             policy,
         }
     }
 
+    /// A job with one task, which a worker that has served so many calls was handed at `since`.
+    pub fn underway(policy: Policy, task: TaskId, served: u32, since: Moment) -> (Self, WorkerId) {
+        let mut job = Self::new(policy);
+        job.unfinished = 1;
+        job.next_task = TaskId(task.0 + 1);
+        let mut worker = Worker::starting(since, since);
+        (worker.state, worker.served, worker.was_ready) = (WorkerState::Idle, served, true);
+        worker.hand(Run::one(task), since, job.deadline(since));
+        let id = job.add(worker);
+        (job, id)
+    }
+
+    fn add(&mut self, worker: Worker) -> WorkerId {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        self.workers.push((id, worker));
+        id
+    }
+
     /// Tasks that have not ended.
     pub fn unfinished(&self) -> usize {
-        self.tasks.len()
+        self.unfinished
     }
 
     /// Tasks that wait for a worker.
@@ -115,7 +149,11 @@ impl Job {
 
     /// The state of a worker, for the driver.
     pub fn worker(&self, id: WorkerId) -> Option<&Worker> {
-        self.workers.iter().find(|(other, _)| *other == id).map(|(_, worker)| worker)
+        self.place(id).map(|at| &self.workers[at].1)
+    }
+
+    fn place(&self, id: WorkerId) -> Option<usize> {
+        self.workers.binary_search_by_key(&id, |(other, _)| *other).ok()
     }
 
     /// When to send a tick at the latest.
@@ -125,42 +163,43 @@ impl Job {
         workers.chain(budget).min()
     }
 
-    /// Takes in what happened; appends what to do about it.
+    /// Takes in what happened; appends what to do about it at once. [`settle`](Self::settle) has to
+    /// follow, after this or some more.
     pub fn handle(&mut self, event: Event, now: Moment, actions: &mut Vec<Action>) {
         match event {
-            Event::Submitted { task } => self.submit(task),
+            Event::Submitted { run } => {
+                self.unfinished += run.count;
+                self.next_task = TaskId(run.first.0 + run.count as u64);
+                self.queue.push_back(run);
+            }
             Event::Ready { worker, served } => self.ready(worker, served),
             Event::StartFailed { worker, hopeless } => self.start_failed(worker, hopeless, actions),
             Event::Replied { worker, verdict, finished_at } => {
                 self.replied(worker, verdict, finished_at, now, actions);
             }
+            Event::Advanced { worker, count, finished_at } => {
+                self.advanced(worker, count, finished_at, now, actions);
+            }
             Event::Revoked { worker, count } => self.revoked(worker, count),
-            Event::Refused { worker, task, retired } => self.refused(worker, task, retired),
+            Event::Refused { worker, run, retired } => self.refused(worker, run, retired),
             Event::Dumped { worker } => self.dumped(worker, now, actions),
             Event::Corrupted { worker } => self.end_worker(worker, TerminateReason::Corrupted, now, actions),
             Event::Exited { worker, started, over_memory } => {
                 self.exited(worker, started, over_memory, now, actions);
             }
-            Event::Cancelled { task } => self.cancel(task, actions),
+            Event::Cancelled { task } => self.cancel(task),
             Event::CancelledAll { gently } => self.cancel_all(gently, now, actions),
             Event::Tick => self.check_deadlines(now, actions),
         }
-        self.settle(now, actions);
     }
 
     fn find(&mut self, id: WorkerId) -> Option<&mut Worker> {
-        self.workers.iter_mut().find(|(other, _)| *other == id).map(|(_, worker)| worker)
+        self.place(id).map(|at| &mut self.workers[at].1)
     }
 
     fn deadline(&self, since: Moment) -> Option<Moment> {
         let own = self.policy.timeout.map(|timeout| since + timeout);
         own.into_iter().chain(self.policy.budget).min()
-    }
-
-    fn submit(&mut self, task: TaskId) {
-        let known = self.tasks.insert(task, Task::default());
-        assert!(known.is_none(), "{task:?} was submitted twice");
-        self.queue.push_back(task);
     }
 
     fn ready(&mut self, id: WorkerId, served: u32) {
@@ -189,9 +228,14 @@ impl Job {
             // Fewer will do.
             self.available = live;
         } else {
-            for task in std::mem::take(&mut self.queue) {
-                self.complete(task, Ending::NotStarted, Some(id), Duration::ZERO, actions);
-            }
+            self.drain_queue(Ending::NotStarted, Some(id), actions);
+        }
+    }
+
+    /// Whatever waits for a worker ends like this.
+    fn drain_queue(&mut self, ending: Ending, worker: Option<WorkerId>, actions: &mut Vec<Action>) {
+        for task in std::mem::take(&mut self.queue).tasks() {
+            self.drop_unstarted(task, ending, worker, actions);
         }
     }
 
@@ -217,7 +261,7 @@ impl Job {
             return self.end_worker(id, TerminateReason::Corrupted, now, actions);
         };
         let served = worker.served;
-        let more = !worker.handed.is_empty();
+        let more = worker.load() > 0;
         match state {
             WorkerState::Running { deadline: Some(deadline), .. } if finished_at > deadline => {
                 // The stamp decides, not how late we read it: so it is the same on a busy machine.
@@ -229,6 +273,8 @@ impl Job {
                 }
             }
             WorkerState::Running { .. } => {
+                // Smaller ones may follow.
+                self.room = (self.room + 1).min(AHEAD_MAX);
                 self.pace = Some(self.pace.map_or(elapsed, |pace| (pace * 7 + elapsed) / 8));
                 self.answered(task, verdict, id, elapsed, actions);
                 if self.policy.calls_per_worker.is_some_and(|limit| served >= limit) {
@@ -259,6 +305,49 @@ impl Job {
         }
     }
 
+    /// Whether tasks that a worker has run one after the other since then were all in time, by these
+    /// stamps, none of which is out of order or to come.
+    pub fn are_in_time(&self, since: Moment, stamps: impl Iterator<Item = Moment>, now: Moment) -> bool {
+        let mut before = since;
+        let mut stamps = stamps.map(|stamp| {
+            // No later than it was, or it would have been handed out later.
+            let in_time = self.deadline(before).is_none_or(|deadline| stamp <= deadline);
+            let in_order = before <= stamp && stamp <= now;
+            before = stamp;
+            in_time && in_order
+        });
+        stamps.all(|good| good)
+    }
+
+    /// Many at once of those that are answered as they should be.
+    fn advanced(
+        &mut self,
+        id: WorkerId,
+        count: usize,
+        finished_at: Moment,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        let (timeout, budget) = (self.policy.timeout, self.policy.budget);
+        let worker = self.find(id).unwrap_or_else(|| panic!("{id:?} has advanced but does not exist"));
+        let WorkerState::Running { since, .. } = worker.state else {
+            panic!("{id:?} has advanced but was {:?}", worker.state)
+        };
+        let finished_at = finished_at.clamp(since.min(now), now);
+        let elapsed = finished_at.since(since) / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        let runs = worker.finish_some(count, finished_at, |since| {
+            timeout.map(|timeout| since + timeout).into_iter().chain(budget).min()
+        });
+        self.room = (self.room + count).min(AHEAD_MAX);
+        self.pace = Some(self.pace.map_or(elapsed, |pace| (pace + elapsed) / 2));
+        for run in runs {
+            self.unfinished -= run.count;
+            self.failures.retain(|&task, _| !run.contains(task));
+            self.cancelled.retain(|&task| !run.contains(task));
+            actions.push(Action::CompleteRun { run });
+        }
+    }
+
     fn answered(
         &mut self,
         task: TaskId,
@@ -285,14 +374,20 @@ impl Job {
         elapsed: Duration,
         actions: &mut Vec<Action>,
     ) {
-        let state = self.tasks.get(&task).copied().unwrap_or_else(|| panic!("{task:?} failed but had ended"));
-        if retryable && state.attempts <= self.policy.retries && !state.cancelled {
-            self.queue.push_back(task);
+        let attempts = self.failures.get(&task).copied().unwrap_or(0) + 1;
+        if retryable && attempts <= self.policy.retries && !self.is_cancelled(task) {
+            self.failures.insert(task, attempts);
+            self.queue.push_back(Run::one(task));
         } else {
             self.complete(task, ending, Some(id), elapsed, actions);
         }
     }
 
+    fn is_cancelled(&self, task: TaskId) -> bool {
+        task < self.cancelled_before || self.cancelled.contains(&task)
+    }
+
+    /// A task that was started has ended.
     fn complete(
         &mut self,
         task: TaskId,
@@ -301,8 +396,27 @@ impl Job {
         elapsed: Duration,
         actions: &mut Vec<Action>,
     ) {
-        let state = self.tasks.remove(&task).unwrap_or_else(|| panic!("{task:?} ended twice"));
-        actions.push(Action::Complete { task, ending, worker, attempts: state.attempts, elapsed });
+        let attempts = self.forget(task) + 1;
+        actions.push(Action::Complete { task, ending, worker, attempts, elapsed });
+    }
+
+    /// A task has ended while it waited.
+    fn drop_unstarted(
+        &mut self,
+        task: TaskId,
+        ending: Ending,
+        worker: Option<WorkerId>,
+        actions: &mut Vec<Action>,
+    ) {
+        let attempts = self.forget(task);
+        actions.push(Action::Complete { task, ending, worker, attempts, elapsed: Duration::ZERO });
+    }
+
+    /// How often it has failed before.
+    fn forget(&mut self, task: TaskId) -> u32 {
+        self.unfinished -= 1;
+        self.cancelled.remove(&task);
+        self.failures.remove(&task).unwrap_or(0)
     }
 
     fn revoked(&mut self, id: WorkerId, count: usize) {
@@ -312,25 +426,22 @@ impl Job {
     }
 
     /// Puts tasks that were handed out but not started back where they were: in front.
-    fn requeue(&mut self, tasks: VecDeque<TaskId>) {
-        for task in tasks.into_iter().rev() {
-            if let Some(state) = self.tasks.get_mut(&task) {
-                state.attempts -= 1;
-            }
-            self.queue.push_front(task);
-        }
+    fn requeue(&mut self, runs: Vec<Run>) {
+        runs.into_iter().rev().for_each(|run| self.queue.push_front(run));
     }
 
-    fn refused(&mut self, id: WorkerId, task: TaskId, retired: bool) {
-        let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
+    fn refused(&mut self, id: WorkerId, run: Run, retired: bool) {
+        let Some(at) = self.place(id) else { return };
         if retired {
             let (_, worker) = self.workers.remove(at);
-            self.requeue(worker.handed);
+            let (_, untouched) = worker.dissolve(0);
+            self.requeue(untouched);
         } else {
             let worker = &mut self.workers[at].1;
             worker.full = true;
-            worker.give_back(task);
-            self.requeue(VecDeque::from([task]));
+            worker.give_back(run);
+            self.room = worker.load().max(1);
+            self.queue.push_front(run);
         }
     }
 
@@ -350,18 +461,18 @@ impl Job {
         now: Moment,
         actions: &mut Vec<Action>,
     ) {
-        let Some(at) = self.workers.iter().position(|(other, _)| *other == id) else { return };
-        let (_, mut worker) = self.workers.remove(at);
-        let elapsed = worker.elapsed(now);
-        let mut begun = worker.handed.drain(..started.min(worker.handed.len())).collect::<VecDeque<_>>();
-        let untouched = worker.handed.front().copied().filter(|_| begun.is_empty());
-        self.requeue(worker.handed);
+        let Some(at) = self.place(id) else { return };
+        let (_, worker) = self.workers.remove(at);
+        let (elapsed, state) = (worker.elapsed(now), worker.state);
+        let (mut begun, untouched) = worker.dissolve(started);
+        let next = untouched.first().map(|run| run.first).filter(|_| begun.is_empty());
+        self.requeue(untouched);
         let head = begun.pop_front();
         for task in begun {
             // It went on after the answer that was nonsense. What it said of these is not known.
             self.failed(task, Ending::Died, self.policy.retry_died, id, Duration::ZERO, actions);
         }
-        let reason = match worker.state {
+        let reason = match state {
             WorkerState::Starting { .. } => return self.start_failed(id, over_memory, actions),
             WorkerState::Terminating { reason: TerminateReason::StartTimedOut, .. } => {
                 return self.start_failed(id, true, actions);
@@ -372,10 +483,10 @@ impl Job {
         let Some(task) = head else {
             // A task that was handed to it but never started has missed its deadline all the same.
             if matches!(reason, Some(TerminateReason::TimedOut(_)))
-                && let Some(task) = untouched
+                && let Some(task) = next
             {
-                self.queue.retain(|&other| other != task);
-                self.tasks.entry(task).and_modify(|state| state.attempts += 1);
+                // It was put back in front just now.
+                self.queue.pop_front(1);
                 self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
             }
             return;
@@ -394,18 +505,18 @@ impl Job {
         }
     }
 
-    fn cancel(&mut self, task: TaskId, actions: &mut Vec<Action>) {
-        // What this leads to is done when the job settles.
-        let _ = actions;
-        if let Some(state) = self.tasks.get_mut(&task) {
-            state.cancelled = true;
+    fn cancel(&mut self, task: TaskId) {
+        // What this leads to is done when the job settles. One that has ended is not to be found.
+        let in_hand = self.workers.iter().any(|(_, worker)| worker.tasks().any(|other| other == task));
+        if in_hand || self.queue.contains(task) {
+            self.cancelled.insert(task);
+            self.has_cancelled = true;
         }
     }
 
     fn cancel_all(&mut self, gently: bool, now: Moment, actions: &mut Vec<Action>) {
-        for state in self.tasks.values_mut() {
-            state.cancelled = true;
-        }
+        self.cancelled_before = self.next_task;
+        self.has_cancelled = true;
         let ids: Vec<WorkerId> = self.workers.iter().map(|(id, _)| *id).collect();
         for id in ids {
             let Some(worker) = self.find(id) else { continue };
@@ -483,50 +594,51 @@ impl Job {
         }
     }
 
-    /// Does what the new state asks for.
-    fn settle(&mut self, now: Moment, actions: &mut Vec<Action>) {
+    /// Does what the new state asks for, after all that is known to have happened was taken in.
+    pub fn settle(&mut self, now: Moment, actions: &mut Vec<Action>) {
         self.drop_cancelled(now, actions);
         if self.policy.budget.is_some_and(|budget| now >= budget) {
-            for task in std::mem::take(&mut self.queue) {
-                self.complete(task, Ending::TimedOut, None, Duration::ZERO, actions);
-            }
+            self.drain_queue(Ending::TimedOut, None, actions);
         }
         self.assign(now, actions);
         self.share(actions);
     }
 
     fn drop_cancelled(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if !self.tasks.values().any(|state| state.cancelled) {
+        if !self.has_cancelled {
             return;
         }
-        let cancelled = |task: &TaskId| self.tasks.get(task).is_some_and(|state| state.cancelled);
-        let (dropped, kept): (VecDeque<_>, VecDeque<_>) = self.queue.iter().partition(|task| cancelled(task));
+        let mut queue = std::mem::take(&mut self.queue);
+        let cancelled = |task: TaskId| self.is_cancelled(task);
         let running: Vec<WorkerId> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.is_live() && worker.handed.iter().any(cancelled))
+            .filter(|(_, worker)| worker.is_live() && worker.tasks().any(cancelled))
             .map(|(id, _)| *id)
             .collect();
-        self.queue = kept;
+        let dropped = queue.extract(cancelled);
+        self.queue = queue;
         for task in dropped {
-            self.complete(task, Ending::Cancelled, None, Duration::ZERO, actions);
+            self.drop_unstarted(task, Ending::Cancelled, None, actions);
         }
         for id in running {
             if self.is_alone(id, actions) {
                 self.end_worker(id, TerminateReason::Cancelled, now, actions);
             }
         }
+        self.has_cancelled =
+            self.workers.iter().any(|(_, worker)| worker.tasks().any(|task| self.is_cancelled(task)));
     }
 
     /// Whether nothing waits behind the running task of a worker. If something does, it is taken
     /// back first, or the kill would hit the next task.
     fn is_alone(&mut self, id: WorkerId, actions: &mut Vec<Action>) -> bool {
         let Some(worker) = self.find(id) else { return false };
-        if worker.handed.len() > 1 && !worker.revoking {
+        if worker.load() > 1 && !worker.revoking {
             worker.revoking = true;
             actions.push(Action::Revoke { worker: id });
         }
-        worker.handed.len() == 1 && !worker.revoking
+        worker.load() == 1 && !worker.revoking
     }
 
     /// Ends what is late. Only when time passes, after all answers have been read: an answer that is
@@ -562,9 +674,10 @@ impl Job {
         let limit = self.policy.calls_per_worker.unwrap_or(u32::MAX);
         for (id, worker) in &mut self.workers {
             if worker.state == WorkerState::Idle
-                && let Some(task) = self.queue.pop_front()
+                && let Some(run) = self.queue.pop_front(1)
             {
-                hand(*id, worker, task, &mut self.tasks, now, deadline, actions);
+                worker.hand(run, now, deadline);
+                actions.push(Action::Hand { worker: *id, run });
             }
         }
         let live = self.workers.iter().filter(|(_, worker)| worker.fills_place()).count();
@@ -575,26 +688,27 @@ impl Job {
             .count();
         let wanted = self.queue.len().saturating_sub(starting).min(self.available.saturating_sub(live));
         for _ in 0..wanted {
-            let id = WorkerId(self.next_worker);
-            self.next_worker += 1;
-            let worker = Worker::starting(now + self.policy.start_limit, now + START_NUDGE);
-            self.workers.push((id, worker));
+            let id = self.add(Worker::starting(now + self.policy.start_limit, now + START_NUDGE));
             actions.push(Action::Start { worker: id });
         }
         if starting + wanted > 0 {
             return;
         }
         let Some(depth) = self.depth() else { return };
+        // No more than its share of what is left, or others would have to take that back.
+        let left = self.queue.len() + self.workers.iter().map(|(_, worker)| worker.load()).sum::<usize>();
+        let depth = depth.min(left.div_ceil(live.max(1))).min(self.room);
         for (id, worker) in &mut self.workers {
+            let most = depth.min((limit - worker.served.min(limit)) as usize);
             while matches!(worker.state, WorkerState::Running { .. })
                 && !worker.revoking
                 && !worker.full
                 && !worker.is_late(now)
-                && worker.handed.len() < depth
-                && worker.served as usize + worker.handed.len() < limit as usize
-                && let Some(task) = self.queue.pop_front()
+                && worker.load() < most
+                && let Some(run) = self.queue.pop_front(most - worker.load())
             {
-                hand(*id, worker, task, &mut self.tasks, now, deadline, actions);
+                worker.hand(run, now, deadline);
+                actions.push(Action::Hand { worker: *id, run });
             }
         }
     }
@@ -614,26 +728,11 @@ impl Job {
         let longest = self
             .workers
             .iter_mut()
-            .filter(|(_, worker)| worker.handed.len() > 1 && !worker.revoking && worker.is_live())
-            .max_by_key(|(_, worker)| worker.handed.len());
+            .filter(|(_, worker)| worker.load() > 1 && !worker.revoking && worker.is_live())
+            .max_by_key(|(_, worker)| worker.load());
         if let Some((id, worker)) = longest {
             worker.revoking = true;
             actions.push(Action::Revoke { worker: *id });
         }
     }
-}
-
-fn hand(
-    id: WorkerId,
-    worker: &mut Worker,
-    task: TaskId,
-    tasks: &mut HashMap<TaskId, Task>,
-    now: Moment,
-    deadline: Option<Moment>,
-    actions: &mut Vec<Action>,
-) {
-    worker.hand(task, now, deadline);
-    let state = tasks.get_mut(&task).unwrap_or_else(|| panic!("{task:?} is queued but has ended"));
-    state.attempts += 1;
-    actions.push(Action::Hand { worker: id, task });
 }

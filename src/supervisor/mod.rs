@@ -4,16 +4,20 @@
 //! the processes of `forkserver` and the channels of `transport`, and feeds back what happens.
 //! [`Roster`] keeps idle workers between jobs.
 
+mod arguments;
 mod driver;
 mod events;
 mod job;
 mod roster;
+mod runs;
 #[cfg(test)]
 mod simulation;
-
+mod warm;
 mod worker;
 
-pub use driver::{Driver, Outcome, Payload, StartError, Wait};
+pub use arguments::Batch;
+pub use driver::{Driver, Outcome, StartError, Trouble, Wait};
 pub use events::{Ending, TaskId};
 pub use job::Policy;
-pub use roster::{Exit, Fleet, Launch, Roster, SETUP};
+pub use roster::{Exit, Fleet, HostWorker, Launch, Payload, Roster, SETUP};
+pub use warm::{Attempt, Warm};

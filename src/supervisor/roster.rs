@@ -4,15 +4,20 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::events::TaskId;
+use super::arguments::Arguments;
+use super::events::{Run, TaskId};
 use crate::error::Error;
 use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
 use crate::sys;
 use crate::sys::fault::{Step, reach};
-use crate::transport::{Handed, HostChannel};
+use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, Values};
 
 /// The task number under which a worker's setup travels.
 pub const SETUP: u64 = u64::MAX;
+
+/// Most bytes of arguments that go together: their room in the ring is free again when the last of
+/// them is answered.
+const TOGETHER_MAX: usize = 4096;
 
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +46,10 @@ pub enum News {
     Exited(Exit),
 }
 
-/// A task in a worker's hands, and what was sent along with it.
+/// Tasks in a worker's hands that went together, and what was sent along with them.
 #[derive(Clone, Copy, Debug)]
 struct InHand {
-    task: TaskId,
+    run: Run,
     function: Option<u64>,
     previous_context: u64,
 }
@@ -60,6 +65,8 @@ pub struct HostWorker {
     partial: Vec<u8>,
     /// Its pid, once known.
     pub pid: Option<i32>,
+    /// Whether its forkserver may have told something of it since that was last read.
+    pub has_news: bool,
     /// Whether it has said that it is set up.
     pub ready: bool,
     /// Calls that it has served.
@@ -69,23 +76,38 @@ pub struct HostWorker {
     /// How many bytes it used when that was more than it may.
     pub over_memory: Option<u64>,
     functions: HashSet<u64>,
+    /// The one that it was sent last, which is mostly the next one as well.
+    last_function: u64,
     context: u64,
     in_hand: VecDeque<InHand>,
+    /// How many tasks those are.
+    load: usize,
+    /// How many of the newest of those it was not handed yet.
+    staged: usize,
 }
 
-/// What goes to a worker with a task.
-#[derive(Clone, Copy, Debug)]
-pub struct Parcel<'a> {
+/// The function that a job calls, and the surroundings that it runs in.
+#[derive(Debug, Default)]
+pub struct Payload {
     /// The function's number, the same for the same bytes.
     pub function: u64,
     /// The pickled function.
-    pub function_bytes: &'a [u8],
+    pub function_bytes: Vec<u8>,
     /// The version of the host's surroundings.
     pub context: u64,
-    /// The surroundings themselves.
-    pub context_bytes: &'a [u8],
-    /// The pickled arguments.
-    pub arguments: &'a [u8],
+    /// The surroundings.
+    pub context_bytes: Vec<u8>,
+}
+
+/// What became of staged tasks.
+#[derive(Debug)]
+pub struct Published {
+    /// Whether the worker has them now.
+    pub handed: Handed,
+    /// Whether it slept and was woken.
+    pub rung: bool,
+    /// If it does not have them: these.
+    pub back: Vec<Run>,
 }
 
 impl HostWorker {
@@ -97,13 +119,17 @@ impl HostWorker {
             notice: forked.notice,
             partial: Vec::new(),
             pid: None,
+            has_news: true,
             ready: false,
             served: 0,
             exit: None,
             over_memory: None,
             functions: HashSet::new(),
+            last_function: 0,
             context,
             in_hand: VecDeque::new(),
+            load: 0,
+            staged: 0,
         }
     }
 
@@ -117,38 +143,103 @@ impl HostWorker {
         self.server.is_lost()
     }
 
-    /// Hands it a task, with the function and the surroundings if it does not have them.
-    pub fn hand(&mut self, task: TaskId, parcel: &Parcel<'_>) -> std::io::Result<Handed> {
-        let function = (!self.functions.contains(&parcel.function)).then_some(parcel.function);
-        let context_bytes = if self.context == parcel.context { &[][..] } else { parcel.context_bytes };
-        let function_bytes = if function.is_some() { parcel.function_bytes } else { &[] };
-        let sections = [context_bytes, function_bytes, parcel.arguments];
-        let handed = self.channel.hand(task.0, parcel.function, sections)?;
-        if handed == Handed::Yes {
-            self.functions.extend(function);
-            let previous_context = std::mem::replace(&mut self.context, parcel.context);
-            self.in_hand.push_back(InHand { task, function, previous_context });
+    /// Whether it has this function and these surroundings.
+    pub fn knows(&self, payload: &Payload) -> bool {
+        self.context == payload.context
+            && (self.last_function == payload.function || self.functions.contains(&payload.function))
+    }
+
+    /// Writes tasks, with the function and the surroundings if it does not have them. It gets them with
+    /// the next [`publish`](Self::publish). Returns those for which there is no room.
+    pub fn stage(&mut self, run: Run, payload: &Payload, arguments: &Arguments) -> std::io::Result<Run> {
+        let mut left = run;
+        while left.count > 0
+            && let Some((batch, place)) = arguments.get(left.first)
+        {
+            // Function and surroundings go with a call of its own.
+            let most = if batch.plain && self.knows(payload) { left.count } else { 1 };
+            let count = most.min(batch.fitting(place, TOGETHER_MAX));
+            let (now, rest) = left.split(count);
+            if !self.stage_some(now, payload, batch.slice(place, place + count), batch.plain)? {
+                break;
+            }
+            left = rest;
         }
-        Ok(handed)
+        Ok(left)
+    }
+
+    fn stage_some(
+        &mut self,
+        run: Run,
+        payload: &Payload,
+        arguments: &[u8],
+        plain: bool,
+    ) -> std::io::Result<bool> {
+        let knows = self.last_function == payload.function || self.functions.contains(&payload.function);
+        let function = (!knows).then_some(payload.function);
+        let context_bytes = if self.context == payload.context { &[][..] } else { &payload.context_bytes };
+        let function_bytes = if knows { &[][..] } else { &payload.function_bytes };
+        let staged = self.channel.stage(&Outgoing {
+            task: run.first.0,
+            count: run.count,
+            function: payload.function,
+            sections: [context_bytes, function_bytes, arguments],
+            plain,
+        })?;
+        if staged {
+            self.functions.extend(function);
+            self.last_function = payload.function;
+            let previous_context = std::mem::replace(&mut self.context, payload.context);
+            self.in_hand.push_back(InHand { run, function, previous_context });
+            self.load += run.count;
+            self.staged += run.count;
+        }
+        Ok(staged)
+    }
+
+    /// Hands it all that was staged.
+    pub fn publish(&mut self) -> std::io::Result<Published> {
+        let staged = std::mem::take(&mut self.staged);
+        let (handed, rung) = self.channel.publish()?;
+        let back = if handed == Handed::Yes { Vec::new() } else { self.forget(staged) };
+        Ok(Published { handed, rung, back })
     }
 
     /// Takes back what it has not started; what travelled along it does not have after all.
     pub fn revoke(&mut self) -> usize {
-        let count = self.channel.revoke().min(self.in_hand.len());
-        for _ in 0..count {
-            if let Some(back) = self.in_hand.pop_back() {
-                self.context = back.previous_context;
-                if let Some(function) = back.function {
-                    self.functions.remove(&function);
-                }
+        let count = self.channel.revoke().min(self.load);
+        self.forget(count);
+        count
+    }
+
+    /// It does not have its `count` newest tasks; these, oldest first.
+    fn forget(&mut self, count: usize) -> Vec<Run> {
+        let mut forgotten = Vec::new();
+        let mut left = count.min(self.load);
+        self.load -= left;
+        while left > 0
+            && let Some(hand) = self.in_hand.pop_back()
+        {
+            let (kept, back) = hand.run.split(hand.run.count.saturating_sub(left));
+            left -= back.count;
+            forgotten.push(back);
+            if kept.count > 0 {
+                self.in_hand.push_back(InHand { run: kept, ..hand });
+                continue;
+            }
+            self.context = hand.previous_context;
+            if let Some(function) = hand.function {
+                self.functions.remove(&function);
+                self.last_function = 0;
             }
         }
-        count
+        forgotten.reverse();
+        forgotten
     }
 
     /// How many tasks it has that are not answered.
     pub fn in_hand(&self) -> usize {
-        self.in_hand.len()
+        self.load
     }
 
     /// How many of the `handed` tasks that its job knows of it has started.
@@ -157,7 +248,7 @@ impl HostWorker {
     /// the answer that was refused (which is in hand no more), and its account of what it has not
     /// started counts only as far as it can be.
     pub fn started(&self, handed: usize, sound: bool) -> usize {
-        let in_hand = self.in_hand.len();
+        let in_hand = self.load;
         let unclaimed = self.channel.unclaimed();
         if sound {
             return usize::from(in_hand > 0 && unclaimed != in_hand);
@@ -169,7 +260,42 @@ impl HostWorker {
     /// Its oldest task is answered.
     pub fn answered(&mut self) -> Option<TaskId> {
         self.served = self.served.saturating_add(1);
-        self.in_hand.pop_front().map(|hand| hand.task)
+        self.take_oldest(1).map(|run| run.first)
+    }
+
+    fn take_oldest(&mut self, count: usize) -> Option<Run> {
+        let hand = self.in_hand.front_mut()?;
+        let (taken, rest) = hand.run.split(count);
+        hand.run = rest;
+        if rest.count == 0 {
+            self.in_hand.pop_front();
+        }
+        self.load -= taken.count;
+        Some(taken)
+    }
+
+    /// Its next response, if there is one.
+    pub fn receive(&mut self) -> Result<Option<Reply>, Corrupt> {
+        let task = self.in_hand.front().map_or(SETUP, |hand| hand.run.first.0);
+        self.channel.receive(task)
+    }
+
+    /// Takes plain values for as long as they answer its oldest tasks, one after the other; how many.
+    pub fn receive_values(&mut self, into: &mut Values) -> Result<usize, Corrupt> {
+        let mut count = 0;
+        while let Some(hand) = self.in_hand.front() {
+            let run = hand.run;
+            let received = self.channel.receive_values(run.first.0, run.count, into)?;
+            if received > 0 {
+                self.take_oldest(received);
+                self.served = self.served.saturating_add(u32::try_from(received).unwrap_or(u32::MAX));
+            }
+            count += received;
+            if received < run.count {
+                break;
+            }
+        }
+        Ok(count)
     }
 
     /// Sends it a signal.
@@ -276,16 +402,37 @@ pub struct Launch {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Workers that wait, boxed because they are large and come and go with every call.
+type Waiting = Vec<Box<HostWorker>>;
+
 /// The forkserver of a roster, and the workers that wait for the next job.
 #[derive(Debug, Default)]
 pub struct Roster {
     server: Mutex<Option<Arc<Forkserver>>>,
-    idle: Mutex<HashMap<u64, Vec<HostWorker>>>,
+    idle: Mutex<HashMap<u64, Waiting>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves these maps whole: each change to them is one call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one that waited least: its memory is warm, and the others may retire. That it has died
+/// meanwhile is found out when it does not start what it is handed.
+fn take_idle(
+    idle: &mut HashMap<u64, Waiting>,
+    key: u64,
+    fits: impl Fn(&HostWorker) -> bool,
+) -> Option<Box<HostWorker>> {
+    let waiting = idle.get_mut(&key)?;
+    while let Some(at) = waiting.iter().rposition(|worker| fits(worker)) {
+        let mut worker = waiting.remove(at);
+        worker.has_news = true;
+        if !worker.is_lost() {
+            return Some(worker);
+        }
+    }
+    None
 }
 
 impl Roster {
@@ -325,22 +472,17 @@ impl Roster {
     }
 
     /// Takes an idle worker of this kind that has served fewer than `limit` calls.
-    fn lease(&self, key: u64, limit: u32) -> Option<HostWorker> {
-        let mut idle = lock(&self.idle);
-        let waiting = idle.get_mut(&key)?;
-        // The one that waited least: its memory is warm, and the others may retire.
-        while let Some(at) = waiting.iter().rposition(|worker| worker.served < limit) {
-            let mut worker = waiting.remove(at);
-            while let Some(News::Forked) = worker.news() {}
-            if worker.exit.is_none() && !worker.is_lost() {
-                return Some(worker);
-            }
-        }
-        None
+    fn lease(&self, key: u64, limit: u32) -> Option<Box<HostWorker>> {
+        take_idle(&mut lock(&self.idle), key, |worker| worker.served < limit)
+    }
+
+    /// Takes an idle worker of this kind that has all that the payload needs.
+    pub fn lease_knowing(&self, key: u64, payload: &Payload) -> Option<Box<HostWorker>> {
+        take_idle(&mut lock(&self.idle), key, |worker| worker.knows(payload))
     }
 
     /// Takes a worker back, to wait for the next job.
-    pub fn release(&self, key: u64, worker: HostWorker) {
+    pub fn release(&self, key: u64, worker: Box<HostWorker>) {
         if worker.exit.is_some() || worker.is_lost() {
             return;
         }
@@ -353,6 +495,11 @@ impl Roster {
             });
         }
         idle.entry(key).or_default().push(worker);
+    }
+
+    /// The same for one that was leased just before: a look at the others can wait.
+    pub fn give_back(&self, key: u64, worker: Box<HostWorker>) {
+        lock(&self.idle).entry(key).or_default().push(worker);
     }
 
     /// How many workers wait.
@@ -376,7 +523,7 @@ pub struct Fleet {
     /// Where its workers wait.
     pub roster: Arc<Roster>,
     /// How to start the forkserver; `None` if it was made for this job.
-    pub launch: Option<Launch>,
+    pub launch: Option<Arc<Launch>>,
     /// Which idle workers are of this kind.
     pub key: u64,
     /// Whether workers are fresh interpreters.
@@ -393,19 +540,19 @@ pub struct Fleet {
 
 impl Fleet {
     /// Gets a worker that has served fewer than `limit` calls: an idle one, or a new one.
-    pub fn worker(&self, limit: u32) -> Result<HostWorker, Error> {
+    pub fn worker(&self, limit: u32) -> Result<Box<HostWorker>, Error> {
         if let Some(worker) = self.roster.lease(self.key, limit) {
             return Ok(worker);
         }
-        let server = self.roster.server(self.launch.as_ref())?;
+        let server = self.roster.server(self.launch.as_deref())?;
         let forked = server.fork_worker(self.exec, self.max_memory)?;
-        let mut worker = HostWorker::new(server, forked, self.context);
+        let mut worker = Box::new(HostWorker::new(server, forked, self.context));
         reach(Step::HostAsked);
+        let request =
+            Outgoing { task: SETUP, count: 1, function: 0, sections: [&[], &[], &self.setup], plain: false };
         // The first request in an empty ring always has room, and nobody has retired yet.
-        let _ = worker
-            .channel
-            .hand(SETUP, 0, [&[], &[], &self.setup])
-            .map_err(Error::system("hand a worker its setup"))?;
+        let sent = worker.channel.stage(&request).and_then(|_| worker.channel.publish());
+        let _ = sent.map_err(Error::system("hand a worker its setup"))?;
         Ok(worker)
     }
 }

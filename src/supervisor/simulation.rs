@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::events::{Action, Ending, Event, TaskId, Verdict, WorkerId};
+use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
 use super::job::{DUMP_LIMIT, Job, NUDGE_LIMIT, Policy, STUCK_LIMIT};
 use super::worker::WorkerState;
 use crate::time::Moment;
@@ -172,9 +172,11 @@ impl World {
             steps += 1;
             assert!(steps < 200_000, "the job makes no progress");
             if self.submitted < total && (at_once || self.random.one_in(3)) {
-                let task = TaskId(self.submitted);
-                self.submitted += 1;
-                self.feed(Event::Submitted { task });
+                let first = TaskId(self.submitted);
+                let count = (1 + self.random.below(8)).min(total - self.submitted);
+                self.submitted += count;
+                let count = usize::try_from(count).unwrap();
+                self.feed(Event::Submitted { run: Run { first, count } });
                 continue;
             }
             self.interfere();
@@ -359,6 +361,7 @@ impl World {
     /// As the driver does: all answers and news first, then time.
     fn pump(&mut self) {
         for at in 0..self.workers.len() {
+            self.read_values(at);
             self.read_answers(at);
             let news = std::mem::take(&mut self.workers[at].1.news);
             self.events.extend(news);
@@ -381,6 +384,25 @@ impl World {
         self.workers.retain(|(_, worker)| !worker.exit_told);
     }
 
+    /// Many answers at once, where all are as they should be.
+    fn read_values(&mut self, at: usize) {
+        let (id, worker) = &mut self.workers[at];
+        let state = self.job.worker(*id).map(|worker| worker.state);
+        let Some(WorkerState::Running { since, .. }) = state else { return };
+        if !self.events.is_empty() || self.policy.calls_per_worker.is_some() || self.random.one_in(3) {
+            return;
+        }
+        let values = || worker.published.iter().take_while(|(_, verdict, _)| *verdict == Verdict::Returned);
+        let count = values().count();
+        if count > 0
+            && self.job.are_in_time(since, values().map(|(_, _, finished_at)| *finished_at), self.now)
+        {
+            let finished_at = worker.published.drain(..count).next_back().unwrap().2;
+            let event = Event::Advanced { worker: *id, count, finished_at };
+            self.feed(event);
+        }
+    }
+
     fn read_answers(&mut self, at: usize) {
         let (id, worker) = &mut self.workers[at];
         for (_, verdict, finished_at) in worker.published.drain(..) {
@@ -397,16 +419,27 @@ impl World {
         self.settle();
     }
 
+    /// As a driver does, which takes in some or all of the news before it has the job settle.
     fn settle(&mut self) {
         let mut actions = Vec::new();
-        while let Some(event) = self.events.pop_front() {
-            if event != Event::Tick {
-                self.note(format_args!("  > {event:?}"));
+        loop {
+            let event = self.events.pop_front();
+            if let Some(event) = event {
+                if event != Event::Tick {
+                    self.note(format_args!("  > {event:?}"));
+                }
+                self.job.handle(event, self.now, &mut actions);
             }
-            self.job.handle(event, self.now, &mut actions);
+            if event.is_none() || self.random.one_in(3) {
+                self.job.settle(self.now, &mut actions);
+            }
+            let done = event.is_none() && actions.is_empty();
             for action in std::mem::take(&mut actions) {
                 self.note(format_args!("  < {action:?}"));
                 self.perform(action);
+            }
+            if done && self.events.is_empty() {
+                return;
             }
         }
     }
@@ -418,7 +451,7 @@ impl World {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Start { worker } => self.start(worker),
-            Action::Hand { worker, task } => self.hand(worker, task),
+            Action::Hand { worker, run } => self.hand(worker, run),
             Action::Revoke { worker } => {
                 let at = self.find(worker);
                 let count = self.workers[at].1.waiting.len();
@@ -478,6 +511,12 @@ impl World {
                     worker.dies_at = Some(at);
                 }
             }
+            Action::CompleteRun { run } => {
+                for task in run.tasks() {
+                    let attempts = self.starts.get(&task).copied().unwrap_or(0);
+                    self.complete(task, Ending::Returned, attempts, Duration::ZERO);
+                }
+            }
             Action::Complete { task, ending, attempts, elapsed, .. } => {
                 self.complete(task, ending, attempts, elapsed);
             }
@@ -511,7 +550,7 @@ impl World {
         self.workers.push((id, worker));
     }
 
-    fn hand(&mut self, id: WorkerId, task: TaskId) {
+    fn hand(&mut self, id: WorkerId, run: Run) {
         let at = self.find(id);
         let now = self.now;
         let worker = &mut self.workers[at].1;
@@ -521,16 +560,17 @@ impl World {
             worker.dead = true;
             worker.exit_told = true;
             self.read_answers(at);
-            self.events.push_back(Event::Refused { worker: id, task, retired: true });
-        } else if outstanding >= RING {
-            self.events.push_back(Event::Refused { worker: id, task, retired: false });
-        } else {
-            if outstanding == 0 {
-                worker.handed_at = Some(now);
-            }
-            worker.waiting.push_back(task);
-            self.claim(at);
+            return self.events.push_back(Event::Refused { worker: id, run, retired: true });
         }
+        if outstanding == 0 {
+            worker.handed_at = Some(now);
+        }
+        let (taken, refused) = run.split(RING.saturating_sub(outstanding));
+        worker.waiting.extend(taken.tasks());
+        if refused.count > 0 {
+            self.events.push_back(Event::Refused { worker: id, run: refused, retired: false });
+        }
+        self.claim(at);
     }
 
     /// No worker is ended for a deadline that has not passed.
@@ -585,9 +625,9 @@ impl World {
             assert_eq!(0, self.job.queued(), "a worker is idle while tasks wait");
             for worker in &states {
                 assert!(
-                    worker.handed.len() <= 1 || !worker.is_live(),
-                    "a worker is idle while {:?} wait behind another task",
-                    worker.handed
+                    worker.load() <= 1 || !worker.is_live(),
+                    "a worker is idle while {} wait behind another task",
+                    worker.load() - 1
                 );
             }
         }

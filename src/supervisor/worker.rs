@@ -10,7 +10,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::events::TaskId;
+use smallvec::SmallVec;
+
+use super::events::{Run, TaskId};
 use crate::time::Moment;
 
 /// What a worker is doing.
@@ -82,10 +84,11 @@ pub enum TerminateStep {
 pub struct Worker {
     /// What it is doing.
     pub state: WorkerState,
-    /// The oldest is running or about to; the others wait behind it and can be taken back.
-    pub handed: VecDeque<TaskId>,
-    /// When each of them was handed out.
-    handed_at: VecDeque<Moment>,
+    /// What it was handed together, and when. The oldest task is running or about to; the others wait
+    /// behind it and can be taken back.
+    handed: VecDeque<(Run, Moment)>,
+    /// How many tasks those are.
+    load: usize,
     /// How many calls it has served.
     pub served: u32,
     /// Whether it was ever set up.
@@ -102,7 +105,7 @@ impl Worker {
         Self {
             state: WorkerState::Starting { until, nudge_at },
             handed: VecDeque::new(),
-            handed_at: VecDeque::new(),
+            load: 0,
             served: 0,
             was_ready: false,
             revoking: false,
@@ -115,15 +118,37 @@ impl Worker {
         !matches!(self.state, WorkerState::Terminating { .. })
     }
 
-    /// It takes on `task`; the clock of its oldest task starts now.
-    pub fn hand(&mut self, task: TaskId, now: Moment, deadline: Option<Moment>) {
+    /// How many tasks it has.
+    pub fn load(&self) -> usize {
+        self.load
+    }
+
+    /// The tasks that it has, oldest first.
+    pub fn tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.handed.iter().flat_map(|(run, _)| run.tasks())
+    }
+
+    /// It takes on `run`; the clock of its oldest task starts now.
+    pub fn hand(&mut self, run: Run, now: Moment, deadline: Option<Moment>) {
         match self.state {
             WorkerState::Idle => self.state = WorkerState::Running { since: now, deadline },
             WorkerState::Running { .. } => {}
             other => panic!("a task was handed to a worker that is {other:?}"),
         }
-        self.handed.push_back(task);
-        self.handed_at.push_back(now);
+        self.load += run.count;
+        self.handed.push_back((run, now));
+    }
+
+    /// Takes its oldest tasks from it, at most `count` that were handed together.
+    fn pop(&mut self, count: usize) -> Option<Run> {
+        let (front, _) = self.handed.front_mut()?;
+        let (taken, rest) = front.split(count);
+        *front = rest;
+        if rest.count == 0 {
+            self.handed.pop_front();
+        }
+        self.load -= taken.count;
+        Some(taken)
     }
 
     /// Its oldest task is answered: the clock of the next started when that answer was complete, or
@@ -133,32 +158,71 @@ impl Worker {
         finished_at: Moment,
         deadline: impl Fn(Moment) -> Option<Moment>,
     ) -> Option<TaskId> {
-        let task = self.handed.pop_front();
-        self.handed_at.pop_front();
-        self.served = self.served.saturating_add(1);
+        self.finish_some(1, finished_at, deadline).first().map(|run| run.first)
+    }
+
+    /// The same for its `count` oldest ones, the last of them at `finished_at`.
+    pub fn finish_some(
+        &mut self,
+        count: usize,
+        finished_at: Moment,
+        deadline: impl Fn(Moment) -> Option<Moment>,
+    ) -> SmallVec<[Run; 2]> {
+        let mut finished = SmallVec::new();
+        let mut left = count;
+        while left > 0
+            && let Some(run) = self.pop(left)
+        {
+            left -= run.count;
+            finished.push(run);
+        }
+        let served = u32::try_from(count - left).unwrap_or(u32::MAX);
+        self.served = self.served.saturating_add(served);
         self.full = false;
         if let WorkerState::Running { .. } = self.state {
-            self.state = match self.handed_at.front() {
-                Some(&handed_at) => {
+            self.state = match self.handed.front() {
+                Some(&(_, handed_at)) => {
                     let since = handed_at.max(finished_at);
                     WorkerState::Running { since, deadline: deadline(since) }
                 }
                 None => WorkerState::Idle,
             };
         }
-        task
+        finished
     }
 
-    /// Its newest `count` tasks were taken back.
-    pub fn take_back(&mut self, count: usize) -> VecDeque<TaskId> {
+    /// Its newest `count` tasks were taken back; these, oldest first.
+    pub fn take_back(&mut self, count: usize) -> Vec<Run> {
         self.revoking = false;
-        let kept = self.handed.len().saturating_sub(count);
-        let taken = self.handed.split_off(kept);
-        self.handed_at.truncate(kept);
+        let taken = self.drop_newest(count);
         if self.handed.is_empty() && matches!(self.state, WorkerState::Running { .. }) {
             self.state = WorkerState::Idle;
         }
         taken
+    }
+
+    fn drop_newest(&mut self, count: usize) -> Vec<Run> {
+        let mut taken = Vec::new();
+        let mut left = count.min(self.load);
+        self.load -= left;
+        while left > 0
+            && let Some((run, handed_at)) = self.handed.pop_back()
+        {
+            let (kept, back) = run.split(run.count.saturating_sub(left));
+            left -= back.count;
+            taken.push(back);
+            if kept.count > 0 {
+                self.handed.push_back((kept, handed_at));
+            }
+        }
+        taken.reverse();
+        taken
+    }
+
+    /// It is gone: its `started` oldest tasks, and the others.
+    pub fn dissolve(mut self, started: usize) -> (VecDeque<TaskId>, Vec<Run>) {
+        let untouched = self.drop_newest(self.load.saturating_sub(started));
+        (self.tasks().collect(), untouched)
     }
 
     /// Whether there must be no other in its place yet: it is live, or its start is being given up,
@@ -174,11 +238,16 @@ impl Worker {
         self.state = WorkerState::Terminating { reason, step, until, since, elapsed };
     }
 
-    /// It could not take `task` after all.
-    pub fn give_back(&mut self, task: TaskId) {
-        if let Some(at) = self.handed.iter().position(|&other| other == task) {
-            self.handed.remove(at);
-            self.handed_at.remove(at);
+    /// It could not take `run`, the last of what it was handed together, after all.
+    pub fn give_back(&mut self, run: Run) {
+        if let Some(at) = self.handed.iter().rposition(|(other, _)| other.ends_with(run)) {
+            let (other, handed_at) = self.handed[at];
+            let (kept, _) = other.split(other.count - run.count);
+            self.load -= other.count - kept.count;
+            self.handed[at] = (kept, handed_at);
+            if kept.count == 0 {
+                self.handed.remove(at);
+            }
         }
         if self.handed.is_empty() && matches!(self.state, WorkerState::Running { .. }) {
             self.state = WorkerState::Idle;

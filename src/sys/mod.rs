@@ -17,8 +17,9 @@ pub use clock::{cpu_time, now};
 pub use memory::{Blob, Segment};
 pub use process::{
     ExitStatus, OUT_OF_DESCRIPTORS, Process, Reaped, become_leader, become_subreaper, close_all_but,
-    die_with_parent, exit_now, handle, keep_across_exec, move_high, null_device, null_stdin, own, parent_pid,
-    pid, reap, spawn_interpreter, take_stdin, try_reap_any,
+    current_directory, die_with_parent, exit_now, fork_generation, handle, is_current_directory,
+    keep_across_exec, move_high, null_device, null_stdin, own, parent_pid, pid, reap, spawn_interpreter,
+    take_stdin, try_reap_any,
 };
 pub use signal::{
     CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send,

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
@@ -201,6 +203,42 @@ pub fn handle(pid: i32) -> Option<OwnedFd> {
 #[cfg(not(target_os = "linux"))]
 pub fn handle(_pid: i32) -> Option<OwnedFd> {
     None
+}
+
+/// A number that is the parent's plus one in each process that was forked by way of the C library, so
+/// that whoever keeps it can tell a copy from the original without a system call.
+pub fn fork_generation() -> u64 {
+    static GENERATION: AtomicU64 = AtomicU64::new(0);
+    static REGISTERED: Once = Once::new();
+    extern "C" fn count() {
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+    }
+    REGISTERED.call_once(|| {
+        // SAFETY: the handler only adds to an atomic. That there is no memory for one more handler
+        // means that copies are not told apart here; whoever asks for the pid still can.
+        unsafe { libc::pthread_atfork(None, None, Some(count)) };
+    });
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// The working directory as bytes; `None` if it is gone.
+pub fn current_directory() -> Option<Vec<u8>> {
+    use std::os::unix::ffi::OsStringExt;
+    nix::unistd::getcwd().ok().map(|path| path.into_os_string().into_vec())
+}
+
+/// Whether it is this one. Before each call, so without taking memory for it.
+pub fn is_current_directory(directory: Option<&[u8]>) -> bool {
+    let mut bytes = [0u8; 512];
+    // SAFETY: the buffer is ours and as long as it says.
+    let found = unsafe { libc::getcwd(bytes.as_mut_ptr().cast(), bytes.len()) };
+    if found.is_null() {
+        // It is longer, or gone.
+        return current_directory().as_deref() == directory;
+    }
+    directory.is_some_and(|directory| {
+        directory.len() < bytes.len() && bytes.starts_with(directory) && bytes[directory.len()] == 0
+    })
 }
 
 /// A process that is no child of this one, to send signals to.

@@ -47,7 +47,12 @@ impl Claim {
 
 /// Adds one to a count of 31 bits.
 pub fn next(count: u32) -> u32 {
-    count.wrapping_add(1) & 0x7fff_ffff
+    more(count, 1)
+}
+
+/// Adds `count` to a count of 31 bits.
+pub fn more(to: u32, count: u32) -> u32 {
+    to.wrapping_add(count) & 0x7fff_ffff
 }
 
 /// Takes `count` off a count of 31 bits.
@@ -60,10 +65,11 @@ pub fn load(word: &AtomicU64) -> Claim {
     Claim::unpack(word.load(Ordering::Acquire))
 }
 
-/// Host: one more request may be started. False if the worker has retired.
+/// Host: `count` more requests may be started. False if the worker has retired.
 #[must_use]
-pub fn hand(word: &AtomicU64) -> bool {
-    update(word, |claim| (!claim.retired).then(|| Claim { handed: next(claim.handed), ..claim })).is_some()
+pub fn hand(word: &AtomicU64, count: u32) -> bool {
+    update(word, |claim| (!claim.retired).then(|| Claim { handed: more(claim.handed, count), ..claim }))
+        .is_some()
 }
 
 /// Host: takes back all that has not been started, and tells how many that were.
@@ -112,7 +118,7 @@ mod tests {
             });
             scope.spawn(|| {
                 let mut sent = 0;
-                while sent < handed && hand(&word) {
+                while sent < handed && hand(&word, 1) {
                     sent += 1;
                     if sent % 3 == 0 {
                         taken_back.fetch_add(revoke(&word) as usize, Ordering::Relaxed);
@@ -129,11 +135,11 @@ mod tests {
         let start = Claim { handed: 0x7fff_ffff, claimed: 0x7fff_ffff, retired: false };
         let word = AtomicU64::new(start.pack());
         assert!(!claim(&word));
-        assert!(hand(&word) && hand(&word));
+        assert!(hand(&word, 1) && hand(&word, 1));
         assert_eq!(2, load(&word).unclaimed());
         assert!(claim(&word));
         assert_eq!(Claim { handed: 1, claimed: 0, retired: false }, load(&word));
         assert_eq!(1, revoke(&word));
-        assert!(retire(&word) && !hand(&word));
+        assert!(retire(&word) && !hand(&word, 1));
     }
 }

@@ -8,16 +8,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use super::claim;
-use super::host::{Handed, HostChannel};
+use super::host::{HostChannel, Ring};
 use super::layout::{
     CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
     RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
 };
 use super::record::{
-    Body, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, check_positions,
-    padded, skip_mark,
+    Body, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, SHORT_MAX,
+    check_positions, padded, short_header, skip_mark,
 };
-use super::worker::WorkerChannel;
+use super::worker::{Received, WorkerChannel};
 use crate::sys::{self, Blob, Segment};
 
 /// Most steps of one run, so that each is over soon.
@@ -128,20 +128,27 @@ pub fn host_reads(bytes: &[u8]) {
             let sections = [usize::from(input.byte()), usize::from(input.short()), 0];
             let sections = sections.map(|len| vec![2; len]);
             let [context, function, arguments] = &sections;
-            if let Ok(Handed::Yes) = host.hand(handed, 0, [context, function, arguments]) {
+            if let Ok(true) = host.hand(handed, 0, [context, function, arguments]) {
                 handed += 1;
             }
         }
         2..=4 => {
             let at = written.load(Ordering::Relaxed);
-            let kind = ReplyKind::ALL[usize::from(input.byte() % 5)];
+            let kind = ReplyKind::ALL[usize::from(input.byte()) % ReplyKind::ALL.len()];
             let (len, file) = (u64::from(input.short()), u32::from(input.byte() % 4));
-            let header = ResponseHeader { kind, task: 0, finished_at: u64::MAX, len, file };
+            let header = ResponseHeader { kind, task: 0, finished_at: u64::MAX, len, file, is_short: false };
             let ring = usize::try_from(at % RING_LEN as u64).expect("less than a ring") / 8 * 8;
             let header = header.encode();
             peer.segment.write(RESPONSES + ring, &header[..header.len().min(RING_LEN - ring)]);
             let inline = if file == 0 { len } else { 0 };
             written.store(at.wrapping_add(RESPONSE_HEADER as u64 + padded(inline)), Ordering::Relaxed);
+        }
+        14 => {
+            let at = written.load(Ordering::Relaxed);
+            let ring = usize::try_from(at % RING_LEN as u64).expect("less than a ring") / 8 * 8;
+            let header = short_header(u64::from(input.byte() % 2), u64::MAX, usize::from(input.byte()));
+            peer.segment.write(RESPONSES + ring, &header[..header.len().min(RING_LEN - ring)]);
+            written.store(at.wrapping_add(u64::from(input.byte()) * 8), Ordering::Relaxed);
         }
         5 => {
             let at = written.load(Ordering::Relaxed);
@@ -170,12 +177,13 @@ pub fn host_reads(bytes: &[u8]) {
                 peer.socket = None;
             }
             peer.ring();
-            let _ = (host.prepare_sleep(), host.wake(), host.unclaimed(), host.dump_complete());
+            let _ = (host.prepare_sleep(Ring::AtOnce), host.wake(), host.unclaimed(), host.dump_complete());
             assert!(host.stack().is_none_or(|stack| !stack.is_empty() && !stack.contains('\0')));
         }
         _ => {
             let before = host.outstanding();
-            if let Ok(Some(reply)) = host.receive() {
+            if let Ok(Some(reply)) = host.receive(0) {
+                let _ = host.acknowledge();
                 assert_eq!(before, host.outstanding() + 1, "an answer to nothing");
                 check_body(&reply.body, reply.body.len());
             }
@@ -212,13 +220,15 @@ pub fn worker_reads(bytes: &[u8]) {
                 len => [0, u64::from(len), 1],
             };
             let file = u32::from(input.byte() % 4);
-            let header = RequestHeader { task: 0, function: 0, sections, file }.encode();
+            let count = u64::from(input.byte() % 3);
+            let header =
+                RequestHeader { task: 0, function: 0, sections, plain: file == 0, count, file }.encode();
             segment.write(REQUESTS + at, &header[..header.len().min(RING_LEN - at)]);
             let len = sections.iter().fold(0, |sum: u64, part| sum.wrapping_add(*part));
             let inline = if file == 0 { len % RING_LEN as u64 } else { 0 };
             let inline = usize::try_from(padded(inline)).expect("about a ring");
             at = (at + REQUEST_HEADER + inline) % RING_LEN;
-            let _ = claim::hand(segment.u64(CLAIM));
+            let _ = claim::hand(segment.u64(CLAIM), 1);
         }
         3 => {
             segment.write(REQUESTS + at, &skip_mark());
@@ -232,14 +242,14 @@ pub fn worker_reads(bytes: &[u8]) {
             // Nobody reads, so a full ring must end with the host.
             peer.socket = None;
             let body = vec![3; usize::from(input.short())];
-            let _ = worker.send(ReplyKind::Returned, 0, &body);
+            let _ = worker.send(ReplyKind::Returned, 0, &body, sys::now());
         }
         9 => {
             segment.u64(RESPONSE_READ).store(input.word(), Ordering::Relaxed);
             segment.u32(HOST_ASLEEP).store(1, Ordering::Relaxed);
         }
         _ => {
-            if let Ok(Some(request)) = worker.try_receive() {
+            if let Ok(Some(Received::Request(request))) = worker.try_receive() {
                 check_body(&request.body, request.sections.iter().sum());
             }
         }
@@ -261,9 +271,12 @@ pub fn records(bytes: &[u8]) {
         assert!(header.file != 0 || REQUEST_HEADER as u64 + header.len() <= room);
     }
     let header = input.array();
-    if let Ok(Parsed::Record(header)) = ResponseHeader::parse(&header, room) {
-        assert_eq!(Ok(Parsed::Record(header)), ResponseHeader::parse(&header.encode(), room));
-        assert!(RESPONSE_HEADER as u64 + if header.file == 0 { header.len } else { 0 } <= room);
+    if let Ok(header) = ResponseHeader::parse(&header, room) {
+        assert_eq!(Ok(header), ResponseHeader::parse(&header.encode(), room));
+        assert!(header.size() <= room);
+    }
+    if let Ok(Some(Parsed::Record(header))) = ResponseHeader::parse_short(&input.array(), read, room) {
+        assert!(header.size() <= room && header.len <= SHORT_MAX as u64);
     }
 }
 
@@ -275,7 +288,7 @@ pub fn claim_word(bytes: &[u8]) {
         let before = claim::load(&word);
         match step % 5 {
             0 => {
-                assert_eq!(!before.retired, claim::hand(&word));
+                assert_eq!(!before.retired, claim::hand(&word, 1));
                 let more = u32::from(!before.retired);
                 assert_eq!((before.unclaimed() + more) & 0x7fff_ffff, claim::load(&word).unclaimed());
             }

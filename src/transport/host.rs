@@ -8,28 +8,42 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
-    RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
+    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ,
+    RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
 };
 use super::record::{
-    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, RequestHeader, ResponseHeader,
-    check_positions, padded, skip_mark,
+    Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader,
+    ResponseHeader, SHORT_HEADER, Small, check_positions, padded, skip_mark,
 };
+use super::spin::Spin;
 use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Blob, Segment};
 
-/// What became of a request.
+/// What became of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Handed {
-    /// It is the worker's now, unless it is taken back.
+    /// They are the worker's now, unless they are taken back.
     Yes,
-    /// The ring is full; try again after a reply.
-    NoRoom,
     /// The worker has ended by itself.
     Retired,
     /// What the worker was handed and what its claim word says of that differ: it gets nothing more.
     Unsound,
+}
+
+/// A request as it goes to a worker: one call, or plain calls whose arguments follow each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Which task it is, or the first of them.
+    pub task: u64,
+    /// How many calls.
+    pub count: usize,
+    /// Which function it calls.
+    pub function: u64,
+    /// Surroundings, function and arguments; the first two are empty if the worker has them.
+    pub sections: [&'a [u8]; 3],
+    /// Whether the arguments are plain.
+    pub plain: bool,
 }
 
 /// A request in the ring that has not been answered.
@@ -38,6 +52,28 @@ struct Outstanding {
     start: usize,
     end: usize,
     in_file: bool,
+    /// How many calls it is for.
+    count: usize,
+    /// How many of those are answered.
+    answered: usize,
+}
+
+/// Plain values that came one after the other.
+#[derive(Debug, Default)]
+pub struct Values {
+    /// All their bytes.
+    pub bytes: Vec<u8>,
+    /// Task, when its value was complete, and where its bytes end.
+    pub items: Vec<(u64, u64, usize)>,
+}
+
+/// How soon a worker is to ring a host that sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// With the next answer.
+    AtOnce,
+    /// When it has nothing more to do, or has answered a good many.
+    WhenItPays,
 }
 
 /// The host's end of a channel.
@@ -46,13 +82,20 @@ pub struct HostChannel {
     segment: Segment,
     socket: OwnedFd,
     outstanding: VecDeque<Outstanding>,
-    /// How many requests were handed out, as the claim word should say.
+    /// How many calls those are for that are not answered.
+    calls: usize,
+    /// How many of those have their bodies in files.
+    files: usize,
+    /// How many of the newest calls the worker has not been told of.
+    staged: usize,
+    /// How many calls were handed out, as the claim word should say.
     handed: u32,
     /// Where the last answered request ended, which is where the worker reads on.
     answered_end: usize,
     response_read: u64,
     files_in: FilesIn,
     files_out: FilesOut,
+    spin: Spin,
 }
 
 impl HostChannel {
@@ -64,35 +107,38 @@ impl HostChannel {
             segment,
             socket: ours,
             outstanding: VecDeque::new(),
+            calls: 0,
+            files: 0,
+            staged: 0,
             handed: 0,
             answered_end: 0,
             response_read: 0,
             files_in: FilesIn::default(),
             files_out: FilesOut::default(),
+            spin: Spin::default(),
         };
         Ok((channel, file, theirs))
     }
 
-    /// Hands a request to the worker and wakes it if it sleeps.
-    pub fn hand(&mut self, task: u64, function: u64, sections: [&[u8]; 3]) -> io::Result<Handed> {
-        let claim = claim::load(self.segment.u64(CLAIM));
-        if claim.handed != self.handed || claim.unclaimed() as usize > self.outstanding.len() {
-            return Ok(Handed::Unsound);
-        }
+    /// Writes a request. The worker gets it with the next [`publish`](Self::publish); false if there is
+    /// no room for it.
+    pub fn stage(&mut self, request: &Outgoing<'_>) -> io::Result<bool> {
+        let Outgoing { task, count, function, sections, plain } = *request;
         let len: usize = sections.iter().map(|section| section.len()).sum();
         let in_file = len > INLINE_MAX;
         let inline = if in_file { 0 } else { len };
         let size = REQUEST_HEADER + usize::try_from(padded(inline as u64)).expect("it fits a ring");
-        let files = self.outstanding.iter().filter(|request| request.in_file).count();
-        let Some(start) = self.room_for(size).filter(|_| !in_file || files < FILES_MAX) else {
-            return Ok(Handed::NoRoom);
-        };
+        if in_file && (count > 1 || self.files >= FILES_MAX) {
+            return Ok(false);
+        }
+        let Some(start) = self.room_for(size) else { return Ok(false) };
         let file = if in_file { self.files_out.send(self.socket.as_fd(), &sections)? } else { 0 };
         if in_file {
             reach(Step::HostFileSent);
+            self.files += 1;
         }
-        let header =
-            RequestHeader { task, function, sections: sections.map(|section| section.len() as u64), file };
+        let lengths = sections.map(|section| section.len() as u64);
+        let header = RequestHeader { task, function, sections: lengths, plain, count: count as u64, file };
         self.segment.write(REQUESTS + start, &header.encode());
         reach(Step::HostHeaderWritten);
         if !in_file {
@@ -103,14 +149,58 @@ impl HostChannel {
             }
         }
         reach(Step::HostRequestWritten);
-        if !claim::hand(self.segment.u64(CLAIM)) {
-            return Ok(Handed::Retired);
+        self.outstanding.push_back(Outstanding { start, end: start + size, in_file, count, answered: 0 });
+        self.calls += count;
+        self.staged += count;
+        Ok(true)
+    }
+
+    /// Hands all that was staged to the worker, and wakes it if it sleeps: then the second value is
+    /// true. If it does not take them, they were never handed out.
+    pub fn publish(&mut self) -> io::Result<(Handed, bool)> {
+        let staged = std::mem::take(&mut self.staged);
+        if staged == 0 {
+            return Ok((Handed::Yes, false));
         }
-        self.handed = claim::next(self.handed);
-        self.outstanding.push_back(Outstanding { start, end: start + size, in_file });
-        reach(Step::HostHanded);
-        self.wake_worker()?;
-        Ok(Handed::Yes)
+        let count = u32::try_from(staged).expect("a ring holds fewer");
+        let claim = claim::load(self.segment.u64(CLAIM));
+        let before = self.calls - staged;
+        let handed = if claim.handed != self.handed || claim.unclaimed() as usize > before {
+            Handed::Unsound
+        } else if claim::hand(self.segment.u64(CLAIM), count) {
+            self.handed = claim::more(self.handed, count);
+            reach(Step::HostHanded);
+            return Ok((Handed::Yes, self.wake_worker()?));
+        } else {
+            Handed::Retired
+        };
+        self.forget(staged);
+        Ok((handed, false))
+    }
+
+    /// The newest `count` calls are the worker's no more.
+    fn forget(&mut self, count: usize) {
+        let mut left = count.min(self.calls);
+        self.calls -= left;
+        while left > 0
+            && let Some(request) = self.outstanding.back_mut()
+        {
+            let back = left.min(request.count - request.answered);
+            left -= back;
+            request.count -= back;
+            let Outstanding { start, end, in_file, count, answered } = *request;
+            if count > 0 {
+                // The worker has begun this one, and is told by this where to go on.
+                self.segment.u64(REQUESTS + start + COUNT_AT).store(count as u64, Ordering::Release);
+            }
+            if answered == count {
+                self.outstanding.pop_back();
+                self.files -= usize::from(in_file);
+                if count > 0 {
+                    self.answered_end = end;
+                }
+            }
+        }
     }
 
     /// Where in the ring `size` bytes in one piece fit, leaving a mark if that is at its start.
@@ -133,20 +223,28 @@ impl HostChannel {
         }
     }
 
-    /// Takes back all that the worker has not started, newest last, and tells how many.
+    /// Takes back all that the worker has not started, newest last, and tells how many. What is staged
+    /// has to be published before.
     pub fn revoke(&mut self) -> usize {
+        debug_assert_eq!(0, self.staged, "requests are staged");
         let revoked = claim::revoke(self.segment.u64(CLAIM));
         self.handed = claim::less(self.handed, revoked);
         // A worker that scribbled over the claim word cannot make us forget more than there is.
-        let kept = self.outstanding.len().saturating_sub(revoked as usize);
-        self.outstanding.truncate(kept);
+        self.forget(revoked as usize);
         revoked as usize
     }
 
-    /// How many requests the worker has, answered ones not counted.
+    /// Stages and publishes one request; whether the worker has it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn hand(&mut self, task: u64, function: u64, sections: [&[u8]; 3]) -> io::Result<bool> {
+        let request = Outgoing { task, count: 1, function, sections, plain: false };
+        Ok(self.stage(&request)? && self.publish()?.0 == Handed::Yes)
+    }
+
+    /// How many calls the worker has, answered ones not counted.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn outstanding(&self) -> usize {
-        self.outstanding.len()
+        self.calls
     }
 
     /// How many the worker has not started, by its own account.
@@ -154,8 +252,35 @@ impl HostChannel {
         claim::load(self.segment.u64(CLAIM)).unclaimed() as usize
     }
 
-    /// The next response, if there is one.
-    pub fn receive(&mut self) -> Result<Option<Reply>, Corrupt> {
+    /// The next response, if there is one, which should be to `task`. The worker can use its room again
+    /// after the next [`acknowledge`](Self::acknowledge).
+    pub fn receive(&mut self, task: u64) -> Result<Option<Reply>, Corrupt> {
+        let Some((header, at)) = self.next_header(task)? else { return Ok(None) };
+        self.receive_record(&header, at).map(Some)
+    }
+
+    /// Takes plain values for as long as they answer the tasks from `first` on, at most `most`; returns
+    /// how many.
+    pub fn receive_values(&mut self, first: u64, most: usize, into: &mut Values) -> Result<usize, Corrupt> {
+        let mut count = 0;
+        while count < most
+            && let Some((header, at)) = self.next_header(first + count as u64)?
+            && header.kind == ReplyKind::ReturnedPlain
+            && header.file == 0
+            && header.task == first + count as u64
+        {
+            let (before, len) = (into.bytes.len(), usize::try_from(header.len).expect("it fits a ring"));
+            into.bytes.resize(before + len, 0);
+            self.segment.read(RESPONSES + at, &mut into.bytes[before..]);
+            self.finish(&header)?;
+            into.items.push((header.task, header.finished_at, before + len));
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Finds the next response, which should be to `task`, and where in the ring its body is.
+    fn next_header(&mut self, task: u64) -> Result<Option<(ResponseHeader, usize)>, Corrupt> {
         loop {
             let written = self.segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire);
             let available = check_positions(self.response_read, written)?;
@@ -164,74 +289,125 @@ impl HostChannel {
             }
             let at = usize::try_from(self.response_read % RING_LEN as u64).expect("less than a ring");
             let room = RING_LEN - at;
-            let mut header = [0; RESPONSE_HEADER];
-            let parsed = if room < RESPONSE_HEADER {
-                Parsed::Skip
+            let within = available.min(room as u64);
+            let mut short = [0; SHORT_HEADER];
+            let parsed = if room < SHORT_HEADER {
+                Some(Parsed::Skip)
             } else {
-                self.segment.read(RESPONSES + at, &mut header);
-                ResponseHeader::parse(&header, available.min(room as u64))?
+                self.segment.read(RESPONSES + at, &mut short);
+                ResponseHeader::parse_short(&short, task, within)?
             };
             match parsed {
                 // Any record fits at the start; and a worker that always skips would keep us here.
-                Parsed::Skip if at == 0 => return Err(Corrupt("response ring skips all of itself".into())),
-                Parsed::Skip if room as u64 <= available => self.consume(room as u64)?,
-                Parsed::Skip => return Err(Corrupt("response ring skips past its end".into())),
-                Parsed::Record(header) => return self.receive_record(&header, at).map(Some),
+                Some(Parsed::Skip) if at == 0 => {
+                    return Err(Corrupt("response ring skips all of itself".into()));
+                }
+                Some(Parsed::Skip) if room as u64 <= available => self.consume(room as u64),
+                Some(Parsed::Skip) => return Err(Corrupt("response ring skips past its end".into())),
+                Some(Parsed::Record(header)) => return Ok(Some((header, at + SHORT_HEADER))),
+                None if room < RESPONSE_HEADER => {
+                    return Err(Corrupt("response reaches past the end of the ring".into()));
+                }
+                None => {
+                    // The first half was copied; the other one follows, and neither is read again.
+                    let mut header = [0; RESPONSE_HEADER];
+                    header[..SHORT_HEADER].copy_from_slice(&short);
+                    self.segment.read(RESPONSES + at + SHORT_HEADER, &mut header[SHORT_HEADER..]);
+                    let header = ResponseHeader::parse(&header, within)?;
+                    return Ok(Some((header, at + RESPONSE_HEADER)));
+                }
             }
         }
     }
 
     fn receive_record(&mut self, header: &ResponseHeader, at: usize) -> Result<Reply, Corrupt> {
-        let inline = if header.file == 0 { header.len } else { 0 };
         let len = usize::try_from(header.len).map_err(|_| Corrupt("response too long".into()))?;
         let body = if header.file == 0 {
-            let mut bytes = vec![0; len];
-            debug_assert!(at + RESPONSE_HEADER + len <= RING_LEN, "{len} bytes at {at} of the ring");
-            self.segment.read(RESPONSES + at + RESPONSE_HEADER, &mut bytes);
+            let mut bytes = Small::from_elem(0, len);
+            debug_assert!(at + len <= RING_LEN, "{len} bytes at {at} of the ring");
+            self.segment.read(RESPONSES + at, &mut bytes);
             Body::Inline(bytes)
         } else {
             let fd = self.files_in.take(header.file, self.socket.as_fd())?;
             Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("response: {error}")))?)
         };
-        reach(Step::HostAnswerSeen);
-        self.consume(RESPONSE_HEADER as u64 + padded(inline))?;
-        let answered = self.outstanding.pop_front();
-        self.answered_end = answered
-            .map(|request| request.end)
-            .ok_or_else(|| Corrupt(format!("response to task {} that was not handed out", header.task)))?;
+        self.finish(header)?;
         Ok(Reply { kind: header.kind, task: header.task, finished_at: header.finished_at, body })
     }
 
-    fn consume(&mut self, bytes: u64) -> Result<(), Corrupt> {
-        self.response_read = self.response_read.wrapping_add(bytes);
-        self.segment.u64(RESPONSE_READ).store(self.response_read, Ordering::Release);
-        // The worker may be waiting for room.
-        self.wake_worker().map_err(|error| Corrupt(format!("doorbell: {error}")))
+    /// A response was copied.
+    fn finish(&mut self, header: &ResponseHeader) -> Result<(), Corrupt> {
+        reach(Step::HostAnswerSeen);
+        self.consume(header.size());
+        let handed = self.calls > self.staged;
+        let request = self.outstanding.front_mut().filter(|_| handed);
+        let request = request
+            .ok_or_else(|| Corrupt(format!("response to task {} that was not handed out", header.task)))?;
+        self.calls -= 1;
+        request.answered += 1;
+        if request.answered == request.count {
+            self.answered_end = request.end;
+            self.files -= usize::from(request.in_file);
+            self.outstanding.pop_front();
+        }
+        Ok(())
     }
 
-    /// Rings the worker if it has raised its flag.
-    fn wake_worker(&self) -> io::Result<()> {
+    fn consume(&mut self, bytes: u64) {
+        self.response_read = self.response_read.wrapping_add(bytes);
+    }
+
+    /// Lets the worker use the room of all responses that were received.
+    pub fn acknowledge(&self) -> io::Result<()> {
+        self.segment.u64(RESPONSE_READ).store(self.response_read, Ordering::Release);
+        // It may be waiting for that.
+        self.wake_worker().map(|_| ())
+    }
+
+    /// Rings the worker if it has raised its flag; whether it had.
+    fn wake_worker(&self) -> io::Result<bool> {
         fence(Ordering::SeqCst);
         if self.segment.u32(WORKER_ASLEEP).load(Ordering::Relaxed) != 0
             && self.segment.u32(WORKER_ASLEEP).swap(0, Ordering::SeqCst) != 0
         {
             ring(self.socket.as_fd())?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Whether there is a response that was not received.
+    pub fn has_response(&self) -> bool {
+        self.segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != self.response_read
+    }
+
+    /// Looks for a response for as long as that is cheaper than sleeping; whether there is one.
+    pub fn spin(&mut self) -> bool {
+        let (segment, read) = (&self.segment, self.response_read);
+        self.spin.until(|| segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
     }
 
     /// Raises the flag that asks the worker to ring. False if there is something to do first.
     #[must_use]
-    pub fn prepare_sleep(&self) -> bool {
-        self.segment.u32(HOST_ASLEEP).store(1, Ordering::SeqCst);
+    pub fn prepare_sleep(&self, ring: Ring) -> bool {
+        let flag = match ring {
+            Ring::AtOnce => ASLEEP,
+            Ring::WhenItPays => DOZING,
+        };
+        self.segment.u32(HOST_ASLEEP).store(flag, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        self.segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) == self.response_read
+        !self.has_response()
     }
 
     /// Lowers the flag, and empties the socket of doorbells.
     pub fn wake(&mut self) -> io::Result<SocketState> {
-        self.segment.u32(HOST_ASLEEP).store(0, Ordering::Relaxed);
+        self.segment.u32(HOST_ASLEEP).store(AWAKE, Ordering::Relaxed);
         self.files_in.drain(self.socket.as_fd())
+    }
+
+    /// Lowers the flag of a host that did not sleep.
+    pub fn stay_awake(&self) {
+        self.segment.u32(HOST_ASLEEP).store(AWAKE, Ordering::Relaxed);
     }
 
     /// What to wait for.

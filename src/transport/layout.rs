@@ -8,8 +8,14 @@ pub const INLINE_MAX: usize = 16 * 1024;
 /// Bytes for the stack dump: `faulthandler` shows at most 100 frames a thread.
 pub const STACK_LEN: usize = 64 * 1024;
 
-/// Written by the host: it sleeps and wants to be rung (u32).
+/// Written by the host: whether it sleeps and wants to be rung (u32, one of the three below).
 pub const HOST_ASLEEP: usize = 64;
+/// It does not.
+pub const AWAKE: u32 = 0;
+/// It does, with the next answer.
+pub const ASLEEP: u32 = 1;
+/// It does, but not for every answer.
+pub const DOZING: u32 = 2;
 /// Written by the host: how far it has read the responses (u64).
 pub const RESPONSE_READ: usize = 72;
 /// Written by the worker: it sleeps and wants to be rung (u32).

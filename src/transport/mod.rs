@@ -20,11 +20,13 @@ mod files;
 pub mod fuzzing;
 mod host;
 mod layout;
+pub mod plain;
 mod record;
+mod spin;
 mod worker;
 
 pub use files::SocketState;
-pub use host::{Handed, HostChannel};
+pub use host::{Handed, HostChannel, Outgoing, Ring, Values};
 pub use layout::SEGMENT_LEN;
-pub use record::{Body, Corrupt, Reply, ReplyKind};
-pub use worker::{Request, Slept, WorkerChannel};
+pub use record::{Body, Corrupt, Reply, ReplyKind, Small};
+pub use worker::{Received, Request, Slept, WorkerChannel};

@@ -6,17 +6,29 @@
 use std::fmt;
 use std::io;
 
+use smallvec::SmallVec;
+
 use super::layout::{INLINE_MAX, RING_LEN};
 use crate::sys::Blob;
 
 /// Bytes of a request's header.
-pub const REQUEST_HEADER: usize = 48;
+pub const REQUEST_HEADER: usize = 56;
+/// Where in it the count of its calls is: the host takes back calls by making it less.
+pub const COUNT_AT: usize = 48;
 /// Bytes of a response's header.
 pub const RESPONSE_HEADER: usize = 32;
+/// Bytes of that of a plain value which is not long. There are many of those, and each byte of it has
+/// to come from another core.
+pub const SHORT_HEADER: usize = 16;
+/// Longest body behind a short header.
+pub const SHORT_MAX: usize = 255;
 
 /// Says that the rest of the ring is unused and the next record is at its start.
 const SKIP: u32 = 0x5049_4b53;
 const REQUEST: u32 = 0x5145_524b;
+const PLAIN_REQUEST: u32 = 0x5145_504b;
+/// The upper bits of the first word of a short header; the lower ones are the length.
+const SHORT: u32 = 0x5648_5300;
 
 /// Something in shared memory that a sound peer would not have written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +47,10 @@ pub enum ReplyKind {
     Ready,
     /// The worker could not be set up; the body says why.
     SetupFailed,
-    /// The function returned; the body is its value.
+    /// The function returned; the body is its value, as the serializer made it.
     Returned,
+    /// The function returned; the body is its value, plain (see `plain.rs`).
+    ReturnedPlain,
     /// The function raised; the body is its exception.
     Raised,
     /// The function raised something that `retry_on` names.
@@ -44,8 +58,24 @@ pub enum ReplyKind {
 }
 
 impl ReplyKind {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Ready, Self::SetupFailed, Self::Returned, Self::Raised, Self::RaisedRetryable];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Ready,
+        Self::SetupFailed,
+        Self::Returned,
+        Self::Raised,
+        Self::RaisedRetryable,
+        Self::ReturnedPlain,
+    ];
+
+    /// Whether it brings a plain value.
+    pub fn is_plain(self) -> bool {
+        self == Self::ReturnedPlain
+    }
+
+    /// Whether the function returned.
+    pub fn is_value(self) -> bool {
+        matches!(self, Self::Returned | Self::ReturnedPlain)
+    }
 
     fn code(self) -> u32 {
         match self {
@@ -54,6 +84,7 @@ impl ReplyKind {
             Self::Returned => 0x4b02,
             Self::Raised => 0x4b03,
             Self::RaisedRetryable => 0x4b04,
+            Self::ReturnedPlain => 0x4b05,
         }
     }
 
@@ -62,11 +93,14 @@ impl ReplyKind {
     }
 }
 
+/// Bytes that are mostly few: those of a number or two take no memory of their own.
+pub type Small = SmallVec<[u8; 32]>;
+
 /// The bytes that a record carries: in the ring, or in a file of their own.
 #[derive(Debug)]
 pub enum Body {
     /// Copied out of the ring.
-    Inline(Vec<u8>),
+    Inline(Small),
     /// Still in the file.
     File(Blob),
 }
@@ -117,6 +151,10 @@ pub struct RequestHeader {
     pub task: u64,
     pub function: u64,
     pub sections: [u64; 3],
+    /// Whether the arguments are plain (see `plain.rs`).
+    pub plain: bool,
+    /// How many calls it is for, numbered one after the other. Their plain arguments follow each other.
+    pub count: u64,
     /// The number of the file that holds the body; zero if the body follows in the ring.
     pub file: u32,
 }
@@ -130,6 +168,8 @@ pub struct ResponseHeader {
     pub len: u64,
     /// The number of the file that holds the body; zero if the body follows in the ring.
     pub file: u32,
+    /// Whether the header itself is a short one.
+    pub is_short: bool,
 }
 
 /// What is at a place of a ring.
@@ -157,22 +197,25 @@ impl RequestHeader {
 
     pub fn encode(&self) -> [u8; REQUEST_HEADER] {
         let mut bytes = [0; REQUEST_HEADER];
-        bytes[..4].copy_from_slice(&REQUEST.to_le_bytes());
+        let kind = if self.plain { PLAIN_REQUEST } else { REQUEST };
+        bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
         let words = [self.task, self.function, self.sections[0], self.sections[1], self.sections[2]];
         for (at, value) in words.into_iter().enumerate() {
             bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&value.to_le_bytes());
         }
+        bytes[COUNT_AT..].copy_from_slice(&self.count.to_le_bytes());
         bytes
     }
 
     /// `room` is how many bytes lie between the record's start and the end of the ring.
     pub fn parse(bytes: &[u8; REQUEST_HEADER], room: u64) -> Result<Parsed<Self>, Corrupt> {
-        match half(bytes, 0) {
+        let plain = match half(bytes, 0) {
             SKIP => return Ok(Parsed::Skip),
-            REQUEST => {}
+            REQUEST => false,
+            PLAIN_REQUEST => true,
             other => return Err(Corrupt(format!("request of unknown kind {other:#x}"))),
-        }
+        };
         let sections = [word(bytes, 24), word(bytes, 32), word(bytes, 40)];
         let file = half(bytes, 4);
         let len = sections.iter().try_fold(0u64, |sum, &part| sum.checked_add(part));
@@ -180,8 +223,23 @@ impl RequestHeader {
         if len.is_none_or(|len| file == 0 && !fits(len)) {
             return Err(Corrupt(format!("request of {sections:?} bytes where the ring has {room}")));
         }
-        Ok(Parsed::Record(Self { task: word(bytes, 8), function: word(bytes, 16), sections, file }))
+        let count = word(bytes, COUNT_AT);
+        if count == 0 || count > 1 && !(plain && file == 0) {
+            return Err(Corrupt(format!("request for {count} calls, plain: {plain}, file {file}")));
+        }
+        let (task, function) = (word(bytes, 8), word(bytes, 16));
+        Ok(Parsed::Record(Self { task, function, sections, plain, count, file }))
     }
+}
+
+/// The start of a short header, of which the lower half of the task's number is a part.
+pub fn short_header(task: u64, finished_at: u64, len: usize) -> [u8; SHORT_HEADER] {
+    let len = u8::try_from(len).expect("a short header is for a short body");
+    let mut bytes = [0; SHORT_HEADER];
+    bytes[..4].copy_from_slice(&(SHORT | u32::from(len)).to_le_bytes());
+    bytes[4..8].copy_from_slice(&task.to_le_bytes()[..4]);
+    bytes[8..].copy_from_slice(&finished_at.to_le_bytes());
+    bytes
 }
 
 impl ResponseHeader {
@@ -195,13 +253,46 @@ impl ResponseHeader {
         bytes
     }
 
-    /// `available` is how many bytes lie between the record's start and what the worker has
-    /// written.
-    pub fn parse(bytes: &[u8; RESPONSE_HEADER], available: u64) -> Result<Parsed<Self>, Corrupt> {
+    /// How many bytes it takes in the ring, its body included.
+    pub fn size(&self) -> u64 {
+        let header = if self.is_short { SHORT_HEADER } else { RESPONSE_HEADER };
+        header as u64 + padded(if self.file == 0 { self.len } else { 0 })
+    }
+
+    /// The first bytes of a response, if it is a short one; `task` is the one that is expected, which
+    /// gives the upper half of the number. `available` is how many bytes lie between the record's
+    /// start and what the worker has written.
+    pub fn parse_short(
+        bytes: &[u8; SHORT_HEADER],
+        task: u64,
+        available: u64,
+    ) -> Result<Option<Parsed<Self>>, Corrupt> {
         let code = half(bytes, 0);
         if code == SKIP {
-            return Ok(Parsed::Skip);
+            return Ok(Some(Parsed::Skip));
         }
+        if code & !0xff != SHORT {
+            return Ok(None);
+        }
+        let len = u64::from(code & 0xff);
+        let task = task & !0xffff_ffff | u64::from(half(bytes, 4));
+        let header = Self {
+            kind: ReplyKind::ReturnedPlain,
+            task,
+            finished_at: word(bytes, 8),
+            len,
+            file: 0,
+            is_short: true,
+        };
+        if header.size() > available {
+            return Err(Corrupt(format!("response of {len} bytes where {available} were written")));
+        }
+        Ok(Some(Parsed::Record(header)))
+    }
+
+    /// `available` is as above.
+    pub fn parse(bytes: &[u8; RESPONSE_HEADER], available: u64) -> Result<Self, Corrupt> {
+        let code = half(bytes, 0);
         let kind = ReplyKind::from_code(code)
             .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let (file, len) = (half(bytes, 4), word(bytes, 24));
@@ -209,7 +300,8 @@ impl ResponseHeader {
         if inline > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(inline) > available {
             return Err(Corrupt(format!("response of {len} bytes where {available} were written")));
         }
-        Ok(Parsed::Record(Self { kind, task: word(bytes, 8), finished_at: word(bytes, 16), len, file }))
+        let (task, finished_at) = (word(bytes, 8), word(bytes, 16));
+        Ok(Self { kind, task, finished_at, len, file, is_short: false })
     }
 }
 
@@ -242,21 +334,39 @@ mod tests {
     proptest! {
         #[test]
         fn requests_come_back_as_they_were(
-            task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), file: u32,
+            task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), plain: bool, file: u32,
+            many in 2u64..1000,
         ) {
-            let header = RequestHeader { task, function, sections, file };
+            let count = if plain && file == 0 { many } else { 1 };
+            let header = RequestHeader { task, function, sections, plain, count, file };
             let parsed = RequestHeader::parse(&header.encode(), RING_LEN as u64);
             prop_assert_eq!(Ok(Parsed::Record(header)), parsed);
         }
 
         #[test]
         fn responses_come_back_as_they_were(
-            kind in 0usize..5, task: u64, finished_at: u64, len in 0u64..16_000, file: u32,
+            kind in 0usize..6, task: u64, finished_at: u64, len in 0u64..16_000, file: u32,
         ) {
             let kind = ReplyKind::ALL[kind];
-            let header = ResponseHeader { kind, task, finished_at, len, file };
+            let header = ResponseHeader { kind, task, finished_at, len, file, is_short: false };
             let parsed = ResponseHeader::parse(&header.encode(), RING_LEN as u64);
-            prop_assert_eq!(Ok(Parsed::Record(header)), parsed);
+            prop_assert_eq!(Ok(header), parsed);
+        }
+
+        #[test]
+        fn short_responses_come_back_as_they_were(
+            task: u64, ahead in 0u64..1000, finished_at: u64, len in 0usize..=SHORT_MAX, available in 0u64..400,
+        ) {
+            let bytes = short_header(task, finished_at, len);
+            let expected = task & !0xffff_ffff | ahead;
+            let sound = SHORT_HEADER as u64 + padded(len as u64) <= available;
+            match ResponseHeader::parse_short(&bytes, expected, available) {
+                Ok(Some(Parsed::Record(header))) => {
+                    prop_assert!(sound);
+                    prop_assert_eq!((task, finished_at, len as u64), (header.task, header.finished_at, header.len));
+                }
+                other => prop_assert!(!sound && other.is_err()),
+            }
         }
 
         #[test]
@@ -266,7 +376,8 @@ mod tests {
             len in prop_oneof![0u64..20_000, any::<u64>()],
             available in 0u64..70_000,
         ) {
-            let header = ResponseHeader { kind: ReplyKind::ALL[kind], task: 1, finished_at: 2, len, file };
+            let kind = ReplyKind::ALL[kind];
+            let header = ResponseHeader { kind, task: 1, finished_at: 2, len, file, is_short: false };
             let inline = if file == 0 { u128::from(len) } else { 0 };
             let sound = inline <= INLINE_MAX as u128
                 && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into();
@@ -276,7 +387,7 @@ mod tests {
         #[test]
         fn unknown_kinds_are_refused(bytes: [u8; REQUEST_HEADER], kind: u32) {
             let known = ReplyKind::ALL.iter().any(|known| known.code() == kind);
-            prop_assume!(!known && kind != REQUEST && kind != SKIP);
+            prop_assume!(!known && kind != REQUEST && kind != PLAIN_REQUEST && kind != SKIP);
             let mut bytes = bytes;
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             prop_assert!(RequestHeader::parse(&bytes, RING_LEN as u64).is_err());
@@ -290,7 +401,7 @@ mod tests {
             file in 0u32..3,
             room in 0u64..70_000,
         ) {
-            let header = RequestHeader { task: 1, function: 2, sections, file };
+            let header = RequestHeader { task: 1, function: 2, sections, plain: true, count: 1, file };
             let len = sections.iter().map(|&section| u128::from(section)).sum::<u128>();
             let fits = len <= INLINE_MAX as u128 && REQUEST_HEADER as u128 + len.div_ceil(8) * 8 <= room.into();
             let sound = if file == 0 { fits } else { u64::try_from(len).is_ok() };

@@ -10,15 +10,20 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::host::ring;
 use super::layout::{
-    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
-    RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
+    AWAKE, CLAIM, DOZING, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
+    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
 };
 use super::record::{
-    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, padded,
-    skip_mark,
+    Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
+    ResponseHeader, SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
 };
+use super::spin::Spin;
 use crate::sys::fault::{self, Step, reach};
 use crate::sys::{self, Blob, Interest, Segment, Waiter, Woken};
+use crate::time::Moment;
+
+/// Most answers that a dozing host is not told of: a good part of what a ring holds.
+const UNTOLD_MAX: u32 = 256;
 
 /// One request, as the worker got it.
 #[derive(Debug)]
@@ -31,6 +36,29 @@ pub struct Request {
     pub sections: [usize; 3],
     /// The parts, one after the other.
     pub body: Body,
+    /// Whether the last part is plain.
+    pub plain: bool,
+    /// How many calls this is for; their arguments follow each other in the last part. The second and
+    /// later ones are received one by one.
+    pub count: u64,
+}
+
+/// What the worker has started with.
+#[derive(Debug)]
+pub enum Received {
+    /// The first call of a request.
+    Request(Request),
+    /// The next call of the request before.
+    Next,
+}
+
+/// A request for several calls that is not done with.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    /// Where its header is.
+    start: usize,
+    /// How many of its calls were started.
+    started: u64,
 }
 
 /// Why a sleep ended.
@@ -54,6 +82,7 @@ pub struct WorkerChannel {
     socket: OwnedFd,
     /// How many requests were started, as the claim word should say.
     claimed: u32,
+    begun: Option<Begun>,
     read_at: usize,
     written: u64,
     files_in: FilesIn,
@@ -61,6 +90,11 @@ pub struct WorkerChannel {
     /// Where the records end whose files the host may not have taken yet.
     files_pending: VecDeque<u64>,
     waiter: Waiter,
+    spin: Spin,
+    /// How many answers the host does not know of, if it dozes.
+    untold: u32,
+    /// Whether it dozed when we last found it not awake.
+    host_dozes: bool,
 }
 
 impl WorkerChannel {
@@ -82,12 +116,16 @@ impl WorkerChannel {
             file,
             socket,
             claimed: 0,
+            begun: None,
             read_at: 0,
             written: 0,
             files_in: FilesIn::default(),
             files_out: FilesOut::default(),
             files_pending: VecDeque::new(),
             waiter: Waiter::default(),
+            spin: Spin::default(),
+            untold: 0,
+            host_dozes: false,
         }
     }
 
@@ -99,19 +137,28 @@ impl WorkerChannel {
         Ok(self.file.as_raw_fd())
     }
 
-    /// Starts the next request, if there is one.
-    pub fn try_receive(&mut self) -> Result<Option<Request>, Corrupt> {
+    /// Starts the next call, if there is one.
+    pub fn try_receive(&mut self) -> Result<Option<Received>, Corrupt> {
         let claim = claim::load(self.segment.u64(CLAIM));
-        if claim.claimed != self.claimed || claim.unclaimed() as usize > RING_LEN / REQUEST_HEADER {
+        if claim.claimed != self.claimed || claim.unclaimed() as usize > RING_LEN {
             return Err(Corrupt(format!(
                 "{} requests were started, and not {}",
                 self.claimed, claim.claimed
             )));
         }
-        if !claim::claim(self.segment.u64(CLAIM)) {
+        if claim.unclaimed() == 0 || !claim::claim(self.segment.u64(CLAIM)) {
             return Ok(None);
         }
         self.claimed = claim::next(self.claimed);
+        if let Some(begun) = &mut self.begun {
+            // The host may have taken back the rest, and handed out another request since.
+            let count = self.segment.u64(REQUESTS + begun.start + COUNT_AT).load(Ordering::Acquire);
+            if begun.started < count {
+                begun.started += 1;
+                return Ok(Some(Received::Next));
+            }
+            self.begun = None;
+        }
         loop {
             let room = RING_LEN - self.read_at;
             let parsed = if room < REQUEST_HEADER {
@@ -127,7 +174,12 @@ impl WorkerChannel {
                     return Err(Corrupt("request ring skips all of itself".into()));
                 }
                 Parsed::Skip => self.read_at = 0,
-                Parsed::Record(header) => return self.receive_record(&header).map(Some),
+                Parsed::Record(header) => {
+                    if header.count > 1 {
+                        self.begun = Some(Begun { start: self.read_at, started: 1 });
+                    }
+                    return self.receive_record(&header).map(|request| Some(Received::Request(request)));
+                }
             }
         }
     }
@@ -136,7 +188,7 @@ impl WorkerChannel {
         let len = usize::try_from(header.len()).map_err(|_| Corrupt("request too long".into()))?;
         let start = self.read_at + REQUEST_HEADER;
         let body = if header.file == 0 {
-            let mut bytes = vec![0; len];
+            let mut bytes = Small::from_elem(0, len);
             debug_assert!(start + len <= RING_LEN, "{len} bytes at {start} of the ring");
             self.segment.read(REQUESTS + start, &mut bytes);
             self.read_at = start + len.next_multiple_of(8);
@@ -147,11 +199,19 @@ impl WorkerChannel {
             Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("request: {error}")))?)
         };
         let sections = header.sections.map(|section| usize::try_from(section).unwrap_or(usize::MAX));
-        Ok(Request { task: header.task, function: header.function, sections, body })
+        let RequestHeader { task, function, plain, count, .. } = *header;
+        Ok(Request { task, function, sections, body, plain, count })
     }
 
     /// Waits until the host rings, for at most `limit`.
     pub fn sleep(&mut self, limit: Duration) -> io::Result<Slept> {
+        if self.untold > 0 {
+            self.wake_host(true)?;
+        }
+        let (segment, claimed) = (self.segment, self.claimed);
+        if self.spin.until(|| claim::load(segment.u64(CLAIM)).handed != claimed) {
+            return Ok(Slept::Rung);
+        }
         let until = sys::now() + limit;
         let asleep = self.segment.u32(WORKER_ASLEEP);
         asleep.store(1, Ordering::SeqCst);
@@ -166,7 +226,7 @@ impl WorkerChannel {
         Ok(slept)
     }
 
-    fn wait_for_bell(&mut self, until: crate::time::Moment, limit: Duration) -> io::Result<Slept> {
+    fn wait_for_bell(&mut self, until: Moment, limit: Duration) -> io::Result<Slept> {
         let mut interests = [Interest::new(self.socket.as_fd())];
         match self.waiter.wait(&mut interests, Some(until), limit)? {
             Woken::Ready => match self.files_in.drain(self.socket.as_fd())? {
@@ -189,14 +249,30 @@ impl WorkerChannel {
         retired
     }
 
+    /// Whether a response with so long a body can be sent without waiting for the host.
+    pub fn has_room(&self, len: usize) -> bool {
+        // At worst it starts anew at the ring's start, behind a gap of its own size.
+        len <= INLINE_MAX
+            && self.unread() + 2 * (RESPONSE_HEADER as u64 + padded(len as u64)) <= RING_LEN as u64
+    }
+
     /// Sends a response. False if the host is gone.
     ///
-    /// While the ring is full this waits for the host, whatever signals arrive: half a response
+    /// The whole of it was there at `finished_at`, unless it has to be written to a file first. While
+    /// the ring is full this waits for the host, whatever signals arrive: half a response
     /// is of no use to anyone.
-    pub fn send(&mut self, kind: ReplyKind, task: u64, body: &[u8]) -> io::Result<bool> {
+    pub fn send(
+        &mut self,
+        kind: ReplyKind,
+        task: u64,
+        body: &[u8],
+        mut finished_at: Moment,
+    ) -> io::Result<bool> {
         let in_file = body.len() > INLINE_MAX;
         let inline = if in_file { 0 } else { body.len() };
-        let size = RESPONSE_HEADER as u64 + padded(inline as u64);
+        let is_short = kind.is_plain() && body.len() <= SHORT_MAX;
+        let header_len = if is_short { SHORT_HEADER } else { RESPONSE_HEADER };
+        let size = header_len as u64 + padded(inline as u64);
         let file = if in_file {
             while !self.file_may_go() {
                 if !self.wait_for_room()? {
@@ -205,6 +281,7 @@ impl WorkerChannel {
             }
             let number = self.files_out.send(self.socket.as_fd(), &[body])?;
             reach(Step::WorkerFileSent);
+            finished_at = sys::now();
             number
         } else {
             0
@@ -212,11 +289,17 @@ impl WorkerChannel {
         let Some(at) = self.make_room(size)? else {
             return Ok(false);
         };
-        let finished_at = sys::now().as_nanos();
-        let header = ResponseHeader { kind, task, finished_at, len: body.len() as u64, file };
-        self.write(RESPONSES + at, &header.encode(), Step::WorkerHeaderHalf);
+        let finished_at = finished_at.as_nanos();
+        if is_short {
+            let header = short_header(task, finished_at, body.len());
+            self.write(RESPONSES + at, &header, Step::WorkerHeaderHalf);
+        } else {
+            let len = body.len() as u64;
+            let header = ResponseHeader { kind, task, finished_at, len, file, is_short };
+            self.write(RESPONSES + at, &header.encode(), Step::WorkerHeaderHalf);
+        }
         if !in_file {
-            self.write(RESPONSES + at + RESPONSE_HEADER, body, Step::WorkerBodyHalf);
+            self.write(RESPONSES + at + header_len, body, Step::WorkerBodyHalf);
         }
         reach(Step::WorkerAnswerWritten);
         self.written = self.written.wrapping_add(size);
@@ -225,7 +308,13 @@ impl WorkerChannel {
         }
         self.segment.u64(RESPONSE_WRITTEN).store(self.written, Ordering::Release);
         reach(Step::WorkerPublished);
-        self.wake_host()?;
+        self.untold += 1;
+        let pays = self.untold >= UNTOLD_MAX || !kind.is_value();
+        // A host that dozed the last time need not even be looked at: the look waits until all that was
+        // written has left this core. If it does not doze any more, it is told before we sleep.
+        if pays || !self.host_dozes {
+            self.wake_host(pays)?;
+        }
         reach(Step::WorkerAnswered);
         Ok(true)
     }
@@ -275,6 +364,7 @@ impl WorkerChannel {
 
     /// Waits until the host has read something. False if it is gone.
     fn wait_for_room(&mut self) -> io::Result<bool> {
+        self.wake_host(true)?;
         let before = self.segment.u64(RESPONSE_READ).load(Ordering::Acquire);
         let asleep = self.segment.u32(WORKER_ASLEEP);
         asleep.store(1, Ordering::SeqCst);
@@ -289,12 +379,20 @@ impl WorkerChannel {
         Ok(slept != Slept::Ended)
     }
 
-    fn wake_host(&self) -> io::Result<()> {
+    /// Rings the host if it sleeps; if it dozes, only where that `pays`.
+    fn wake_host(&mut self, pays: bool) -> io::Result<()> {
         fence(Ordering::SeqCst);
-        if self.segment.u32(HOST_ASLEEP).load(Ordering::Relaxed) != 0
-            && self.segment.u32(HOST_ASLEEP).swap(0, Ordering::SeqCst) != 0
-        {
-            ring(self.socket.as_fd())?;
+        let asleep = self.segment.u32(HOST_ASLEEP);
+        match asleep.load(Ordering::Relaxed) {
+            AWAKE => self.untold = 0,
+            DOZING if !pays => self.host_dozes = true,
+            flag => {
+                self.host_dozes = flag == DOZING;
+                self.untold = 0;
+                if asleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
+                    ring(self.socket.as_fd())?;
+                }
+            }
         }
         Ok(())
     }
@@ -302,7 +400,7 @@ impl WorkerChannel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Handed, HostChannel};
+    use super::super::{HostChannel, Ring};
     use super::*;
     use proptest::prelude::*;
 
@@ -335,13 +433,14 @@ mod tests {
                 match step {
                     0 | 1 => {
                         let body = vec![u8::try_from(next_task % 251).unwrap(); size];
-                        if host.hand(next_task, 9, [&[], &body, b"x"]).unwrap() == Handed::Yes {
+                        if host.hand(next_task, 9, [&[], &body, b"x"]).unwrap() {
                             handed.push_back((next_task, size));
                         }
                         next_task += 1;
                     }
                     2 => match worker.try_receive().unwrap() {
-                        Some(request) => {
+                        Some(Received::Next) => prop_assert!(false, "each request is for one call"),
+                        Some(Received::Request(request)) => {
                             let (task, size) = handed.pop_front().unwrap();
                             prop_assert_eq!((task, [0, size, 1]), (request.task, request.sections));
                             let mut expected = vec![u8::try_from(task % 251).unwrap(); size];
@@ -354,7 +453,7 @@ mod tests {
                     3 => if let Some((task, size)) = started.front().copied() {
                         // As a worker does: one at a time, and only if it need not wait.
                         if worker.unread() + 2 * size as u64 + 4096 < RING_LEN as u64 && answers.len() < FILES_MAX {
-                            prop_assert!(worker.send(ReplyKind::Returned, task, &vec![7; size]).unwrap());
+                            prop_assert!(worker.send(ReplyKind::Returned, task, &vec![7; size], sys::now()).unwrap());
                             started.pop_front();
                             answers.push_back((task, size));
                         }
@@ -364,7 +463,8 @@ mod tests {
                             prop_assert_eq!(handed.len(), host.revoke());
                             handed.clear();
                         }
-                        while let Some(reply) = host.receive().unwrap() {
+                        while let Some(reply) = host.receive(0).unwrap() {
+                            host.acknowledge().unwrap();
                             let (task, size) = answers.pop_front().unwrap();
                             prop_assert_eq!((task, vec![7; size]), (reply.task, bytes(&reply.body)));
                         }
@@ -379,9 +479,9 @@ mod tests {
     fn a_scribbling_worker_is_found_out() {
         let (mut host, worker) = pair();
         worker.segment.u64(RESPONSE_WRITTEN).store(12345, Ordering::Release);
-        assert!(host.receive().is_err());
+        assert!(host.receive(0).is_err());
         worker.segment.u64(RESPONSE_WRITTEN).store(64, Ordering::Release);
-        assert!(host.receive().is_err(), "a header of zeroes");
+        assert!(host.receive(0).is_err(), "a header of zeroes");
     }
 
     #[test]
@@ -398,18 +498,19 @@ mod tests {
             scope.spawn(|| {
                 let request = loop {
                     match worker.try_receive().unwrap() {
-                        Some(request) => break request,
+                        Some(Received::Request(request)) => break request,
+                        Some(Received::Next) => panic!("the request is for one call"),
                         None => assert_ne!(Slept::Ended, worker.sleep(Duration::from_secs(60)).unwrap()),
                     }
                 };
-                assert!(worker.send(ReplyKind::Returned, request.task, b"done").unwrap());
+                assert!(worker.send(ReplyKind::Returned, request.task, b"done", sys::now()).unwrap());
             });
-            assert_eq!(Handed::Yes, host.hand(5, 0, [b"", b"", b""]).unwrap());
+            assert!(host.hand(5, 0, [b"", b"", b""]).unwrap());
             let reply = loop {
-                if let Some(reply) = host.receive().unwrap() {
+                if let Some(reply) = host.receive(0).unwrap() {
                     break reply;
                 }
-                if host.prepare_sleep() {
+                if host.prepare_sleep(Ring::AtOnce) {
                     assert!(sys::wait_readable(host.socket(), Duration::from_secs(60)).unwrap());
                 }
                 host.wake().unwrap();

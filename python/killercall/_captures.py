@@ -1,0 +1,123 @@
+"""
+What a function refers to, if a glance tells whether any of it has changed.
+
+A function that goes to a worker by value takes along the globals, cells and defaults that it uses.
+As long as those are modules, importable things or immutable values, the same objects mean the same
+function. Of anything else only its pickled bytes can tell.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+import sys
+import types
+from typing import Any
+
+from cloudpickle import cloudpickle as _internals
+
+from killercall import _core, _payload
+
+# The same object means the same value for good.
+_IMMUTABLE = _payload.ATOMS | {
+    range,
+    re.Pattern,
+    type(Ellipsis),
+    type(NotImplemented),
+}
+
+# More are quicker pickled than looked at.
+_MOST = 200
+
+
+def captures_of(function: Any) -> _core.Captures | None:
+    """What to look at before each call; None if that does not tell."""
+    walk = _Walk()
+    if not walk.is_told(function):
+        return None
+    return _core.Captures(walk.items, walk.attributes, walk.sizes)
+
+
+class _Walk:
+    """All that is reached from a function, and where it was found."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[dict[Any, Any], Any]] = []
+        self.attributes: list[tuple[Any, str]] = []
+        self.sizes: list[dict[Any, Any]] = []
+        self._seen: set[int] = set()
+
+    def is_told(self, value: Any) -> bool:
+        """Whether the identity of all that is reached from here tells whether it has changed."""
+        kind = type(value)
+        if kind in _IMMUTABLE:
+            return True
+        if id(value) in self._seen:
+            return True
+        if len(self.items) + len(self.attributes) > _MOST:
+            return False
+        self._seen.add(id(value))
+        if kind is types.FunctionType:
+            return self._is_function_told(value)
+        if kind is types.ModuleType:
+            return sys.modules.get(value.__name__) is value
+        if kind is types.BuiltinFunctionType:
+            return value.__self__ is None or type(value.__self__) is types.ModuleType
+        if kind is tuple or kind is frozenset:
+            return all(map(self.is_told, value))
+        if kind is functools.partial:
+            parts = (value.func, value.args)
+            return all(map(self.is_told, parts)) and self._is_dict_told(value.keywords)
+        if hasattr(kind, "_killercall_calls"):
+            return self._is_decorated_told(value)
+        if isinstance(value, type):
+            return kind is type and _is_importable(value)
+        if isinstance(value, enum.Enum):
+            return _is_importable(kind)
+        numpy = sys.modules.get("numpy")
+        return numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject
+
+    def _is_function_told(self, function: types.FunctionType) -> bool:
+        if _payload.is_decorated(function) or _is_importable(function):
+            return True
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            self.attributes.append((function, name))
+        if not self.is_told(function.__defaults__ or ()):
+            return False
+        if not (
+            self._is_dict_told(function.__dict__) and self._is_dict_told(function.__kwdefaults__)
+        ):
+            return False
+        for name in _internals._extract_code_globals(function.__code__):
+            self.items.append((function.__globals__, name))
+            if name in function.__globals__ and not self.is_told(function.__globals__[name]):
+                return False
+        for cell in function.__closure__ or ():
+            self.attributes.append((cell, "cell_contents"))
+            try:
+                contents = cell.cell_contents
+            except ValueError:
+                # It is empty, as that of a function which is defined later.
+                continue
+            if not self.is_told(contents):
+                return False
+        return True
+
+    def _is_dict_told(self, found: dict[Any, Any] | None) -> bool:
+        if found is None:
+            return True
+        self.sizes.append(found)
+        self.items += [(found, key) for key in found]
+        return all(type(key) is str for key in found) and all(map(self.is_told, found.values()))
+
+    def _is_decorated_told(self, decorated: Any) -> bool:
+        self.attributes.append((decorated, "__wrapped__"))
+        options = vars(decorated._killercall_options)
+        plain = {name: part for name, part in options.items() if name != "serializer"}
+        return all(map(self.is_told, (decorated.__wrapped__, *plain.values())))
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether it goes by its name."""
+    return bool(_internals._should_pickle_by_reference(value))
