@@ -180,8 +180,9 @@ def relay_race(path: str) -> None:
 
 def finally_writes(path: str, done: str) -> None:
     """Cleans up when it is ended, which takes a moment."""
-    note_worker(path)
     try:
+        # Not before: whoever reads it may ask for the end at once.
+        note_worker(path)
         while True:
             time.sleep(0.01)
     finally:
