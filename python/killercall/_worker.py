@@ -110,7 +110,12 @@ class _Worker:
 
     def serve(self) -> None:
         _prepare_process(self._channel)
-        self._channel.serve(self, IDLE_LIMIT)
+        self._channel.serve(self)
+
+    @staticmethod
+    def idle_limit() -> float:
+        """Seconds without a request after which to end."""
+        return IDLE_LIMIT
 
     def answer(
         self,

@@ -79,16 +79,15 @@ impl Channel {
         drop(before);
     }
 
-    /// Serves requests until the host is gone, none came for `idle` seconds, or the handler wants to
-    /// leave.
+    /// Serves requests until the host is gone, none came for as many seconds as the handler's
+    /// `idle_limit()` says, or the handler wants to leave.
     ///
     /// Calls with plain arguments of functions that it knows are made here. For the rest the handler
     /// has methods: `answer(task, number, context, function, arguments, plain)` does all of it and says
     /// whether to go on, and so do `dump(task, number, value)` and `raised(task, number, error)` with what
     /// a function came to here; `leave_if_stray()`, `flush()` and `restore()`.
-    fn serve(&self, handler: &Bound<'_, PyAny>, idle: f64) -> PyResult<()> {
+    fn serve(&self, handler: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = handler.py();
-        let limit = Duration::try_from_secs_f64(idle).map_err(|e| PyValueError::new_err(e.to_string()))?;
         let module = py.import("sys")?;
         let buffer = Small::new();
         let mut desk =
@@ -110,7 +109,7 @@ impl Channel {
                 desk.is_tidy = true;
                 desk.flush()?;
                 self.look_around(&mut desk)?;
-            } else if !self.sleep(py, limit)? {
+            } else if !self.sleep(handler)? {
                 return Ok(());
             }
         }
@@ -144,8 +143,11 @@ impl Channel {
         Ok(received)
     }
 
-    /// Waits for a request; false when the host is gone or none came for `limit`.
-    fn sleep(&self, py: Python<'_>, limit: Duration) -> PyResult<bool> {
+    /// Waits for a request; false when the host is gone or none came for as long as the handler says.
+    fn sleep(&self, handler: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = handler.py();
+        let idle: f64 = handler.call_method0(intern!(py, "idle_limit"))?.extract()?;
+        let limit = Duration::try_from_secs_f64(idle).map_err(|e| PyValueError::new_err(e.to_string()))?;
         let mut guard = self.inner()?;
         let inner: &mut WorkerChannel = &mut guard;
         match py.detach(|| inner.sleep(limit))? {
