@@ -15,6 +15,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("KILLERCALL_TEST_MARK", None)
 
+# A shell without job control starts what runs in the background with SIGINT ignored, and all programs that
+# the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import killercall
 from killercall import _host
 from processes import (

@@ -45,8 +45,8 @@ MOST_WRONG = 20
 # How many rounds a host may grow in, and by how much it may grow afterwards.
 WARM_UP = 3
 MOST_GROWTH = 2 * MiB
-# A user that has no other processes.
-UNUSED_UID = 54321
+# A user that has no other processes, not even those of a run beside this one.
+UNUSED_UID = 50_000 + os.getpid() % 10_000
 
 # What a host can be, and how often. The limits are those that its mixers meet now and then.
 KINDS = {
