@@ -204,6 +204,29 @@ def test_starting_programs_counts_nothing_twice() -> None:
     assert killer_call(work, timeout=60, max_memory=190 * MIB)(60) == 100
 
 
+def test_a_forkserver_without_descriptors_sees_it_too() -> None:
+    """It has set some aside for that."""
+
+    def work() -> None:
+        import resource
+
+        server = os.getppid()
+        # So that it has done what it does for a new worker.
+        time.sleep(0.3)
+        used = set(map(int, os.listdir(f"/proc/{server}/fd")))
+        free = min(set(range(1000)) - used)
+        resource.prlimit(server, resource.RLIMIT_NOFILE, (free, free))
+        for _ in range(4):
+            if os.fork() == 0:
+                kept = b"y" * (LIMIT // 3)
+                time.sleep(60)
+                os._exit(len(kept) == 0)
+        time.sleep(60)
+
+    with pytest.raises(MemoryLimitExceeded):
+        killer_call(work, timeout=20, max_memory=LIMIT)()
+
+
 def test_a_closer_look_at_many_processes_delays_no_deadline() -> None:
     """Counting shared pages once takes long; kills do not wait for it."""
 

@@ -26,7 +26,7 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// Gives the reserve to a look at `/proc`.
 #[cfg(target_os = "linux")]
-fn with_reserve<T>(look: impl FnOnce() -> T) -> T {
+pub(super) fn with_reserve<T>(look: impl FnOnce() -> T) -> T {
     let mut reserve = RESERVE.lock().unwrap_or_else(PoisonError::into_inner);
     let size = reserve.len();
     reserve.clear();

@@ -5,10 +5,13 @@
 
 use std::io;
 
+#[cfg(target_os = "linux")]
+use super::tree::with_reserve;
+
 /// Sums up the given fields, which are in kB, of one of the kernel's tables on a process.
 #[cfg(target_os = "linux")]
 fn sum_of(table: &str, pid: i32, fields: &[&str]) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/{table}")).ok()?;
+    let text = with_reserve(|| std::fs::read_to_string(format!("/proc/{pid}/{table}")).ok())?;
     let kilobytes: u64 = text
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -34,15 +37,18 @@ pub fn proportional_memory(pid: i32) -> Option<u64> {
 /// A number from the kernel's line on a process, counted as proc(5) does.
 #[cfg(target_os = "linux")]
 fn stat_field<T: std::str::FromStr>(pid: i32, number: usize) -> Option<T> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = with_reserve(|| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok())?;
     // "pid (name) state ...", and the name may hold anything; the state is the third field.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// What `pid` does, in the kernel's letters: `R` runs or waits for a core.
+///
+/// For the host: without the lock of the reserve, which a copy of it might find locked for good.
 #[cfg(target_os = "linux")]
 pub fn state(pid: i32) -> Option<char> {
-    stat_field(pid, 3)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// There is no such table here.
