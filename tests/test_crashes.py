@@ -526,22 +526,28 @@ def test_overwritten_segment(tmp_path: Path) -> None:
 def test_nonsense_among_tasks_handed_ahead(tmp_path: Path) -> None:
     """What a worker went on to after an answer that was nonsense does not run again."""
     ran = str(tmp_path / "ran")
-    culprits = [100, 300, 500]
+    answered: list[int] = []
 
-    for culprit in culprits:
+    for culprit in [100, 300, 500]:
+        items = range(culprit - 100, culprit + 100)
         results = killer_pmap(
             lambda item, culprit=culprit: hostile.send_stray_file(ran, item, culprit),
-            range(culprit - 100, culprit + 100),
+            items,
             cpus=1,
             timeout=20,
             on_error="return",
         )
+        assert results[:100] == list(items[:100])
         assert isinstance(results[100], killercall.WorkerDied)
         assert "nonsense" in str(results[100])
-        good = [value for value in results if not isinstance(value, killercall.WorkerDied)]
-        assert good == [item for item in range(culprit - 100, culprit + 100) if item in good]
+        for item, value in zip(items, results, strict=True):
+            assert value == item or isinstance(value, killercall.WorkerDied)
+        answered += [value for value in results if not isinstance(value, killercall.WorkerDied)]
 
-    assert list(map(str, range(600))) == sorted(lines(tmp_path / "ran"), key=int)
+    # A task that had begun when its worker was killed may not have come as far as the file.
+    began = [int(line) for line in lines(tmp_path / "ran")]
+    assert len(began) == len(set(began))
+    assert set(answered) <= set(began)
 
 
 def test_more_files_than_the_host_takes() -> None:
