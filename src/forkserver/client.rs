@@ -155,10 +155,10 @@ impl Forkserver {
         self.command(Command::Signal { worker, signal }, &[])
     }
 
-    /// Kills a worker and all that descends from it.
-    pub fn kill(&self, worker: u64) -> io::Result<()> {
+    /// Kills a worker and all that descends from it; with `dump`, asks it for its stack first.
+    pub fn kill(&self, worker: u64, dump: bool) -> io::Result<()> {
         reach(Step::HostKills);
-        let sent = self.command(Command::Kill { worker }, &[]);
+        let sent = self.command(Command::Kill { worker, dump }, &[]);
         reach(Step::HostKilled);
         sent
     }

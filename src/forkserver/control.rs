@@ -34,6 +34,8 @@ pub enum Command {
     Kill {
         /// The worker.
         worker: u64,
+        /// Whether it is asked for its stack first, after which it ends by its own hand.
+        dump: bool,
     },
     /// Import modules; brings a file with their names.
     Preload {
@@ -133,7 +135,7 @@ impl Command {
             Self::Attach => encode(1, 0, 0, 0),
             Self::Fork { worker, exec, max_memory } => encode(2, i32::from(exec), worker, max_memory),
             Self::Signal { worker, signal } => encode(3, signal, worker, 0),
-            Self::Kill { worker } => encode(4, 0, worker, 0),
+            Self::Kill { worker, dump } => encode(4, i32::from(dump), worker, 0),
             Self::Preload { len } => encode(5, 0, len, 0),
         }
     }
@@ -144,7 +146,7 @@ impl Command {
             (1, ..) => Ok(Self::Attach),
             (2, exec, worker, max_memory) => Ok(Self::Fork { worker, exec: exec != 0, max_memory }),
             (3, signal, worker, _) => Ok(Self::Signal { worker, signal }),
-            (4, _, worker, _) => Ok(Self::Kill { worker }),
+            (4, dump, worker, _) => Ok(Self::Kill { worker, dump: dump != 0 }),
             (5, _, len, _) => Ok(Self::Preload { len }),
             (kind, ..) => Err(unknown("command", kind)),
         }
@@ -208,7 +210,7 @@ mod tests {
                 max_memory
             }),
             any::<(u64, i32)>().prop_map(|(worker, signal)| Command::Signal { worker, signal }),
-            any::<u64>().prop_map(|worker| Command::Kill { worker }),
+            any::<(u64, bool)>().prop_map(|(worker, dump)| Command::Kill { worker, dump }),
             any::<u64>().prop_map(|len| Command::Preload { len }),
         ]
     }

@@ -9,11 +9,13 @@ use super::control::{COMMAND_LEN, Command, Introduction, Notice};
 use super::guard;
 use super::memory::{self, MemoryWatch};
 use crate::sys::fault::{Step, reach};
-use crate::sys::{self, Blob, ChildSignal, Interest, Reaped, Waiter};
+use crate::sys::{self, Blob, ChildSignal, Interest, OwnChildren, Reaped, Waiter};
 use crate::time::Moment;
 
 /// How long a caller waits for the kernel to tear down killed processes.
 const TEAR_DOWN_LIMIT: Duration = Duration::from_millis(20);
+/// How long a worker that was asked for its stack may take to end by its own hand.
+const DUMP_LIMIT: Duration = Duration::from_millis(20);
 /// How often a sweep looks again even if no child's end woke it.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Bounds one system call; nothing depends on its length.
@@ -81,6 +83,7 @@ pub fn boot(control: OwnedFd, detach: bool, interpreter: &mut dyn Interpreter) -
                 _lives: lives,
                 signal,
                 children: Vec::new(),
+                own: OwnChildren::default(),
                 to_do: VecDeque::new(),
             };
             server.serve(interpreter)
@@ -213,6 +216,8 @@ struct Child {
 #[derive(Clone, Copy, Debug)]
 enum ChildState {
     Alive,
+    /// It was asked at that moment for its stack, after which it ends by its own hand.
+    Dumping(Moment),
     /// It was killed at that moment and is not reaped yet.
     Killed(Moment),
     /// It was killed, and the host has been told not to wait.
@@ -230,6 +235,7 @@ struct Server {
     _lives: OwnedFd,
     signal: ChildSignal,
     children: Vec<Child>,
+    own: OwnChildren,
     /// Done one at a time, between all else: a kill must not wait for the forks of forty workers.
     to_do: VecDeque<ToDo>,
 }
@@ -268,7 +274,7 @@ impl Server {
                 Err(_) => return Ok(false),
             }
         }
-        let look_at = self.watch_memory();
+        let look_at = self.watch_memory().into_iter().chain(self.watch_dumps()).min();
         let settling = self.settle();
         if end.is_none() && !self.to_do.is_empty() {
             return Ok(true);
@@ -347,12 +353,26 @@ impl Server {
                     sys::send(child.pid, signal)?;
                 }
             }
-            Command::Kill { worker } => {
-                if let Some(child) = self.alive(worker) {
-                    child.state = ChildState::Killed(sys::now());
-                    reach(Step::ServerKills);
-                    sys::kill_tree(child.pid);
-                    reach(Step::ServerKilled);
+            Command::Kill { worker, dump } => {
+                if let Some(child) = self.children.iter_mut().find(|child| child.worker == worker) {
+                    let now = sys::now();
+                    match child.state {
+                        ChildState::Alive if dump => {
+                            // What it has started ends after it: whoever waits for that could go on, and
+                            // would have another stack.
+                            child.state = ChildState::Dumping(now);
+                            reach(Step::ServerKills);
+                            sys::send(child.pid, sys::DUMP_SIGNAL)?;
+                            reach(Step::ServerKilled);
+                        }
+                        ChildState::Alive | ChildState::Dumping(_) => {
+                            child.state = ChildState::Killed(now);
+                            reach(Step::ServerKills);
+                            sys::kill_tree(child.pid);
+                            reach(Step::ServerKilled);
+                        }
+                        ChildState::Killed(_) | ChildState::GivenUp | ChildState::Reaped(..) => {}
+                    }
                 } else {
                     // Not forked yet, and now it will not be.
                     self.to_do.retain(|to_do| match to_do {
@@ -442,6 +462,22 @@ impl Server {
         alive.filter_map(|child| child.memory.as_ref().map(|memory| memory.look_at)).min()
     }
 
+    /// Kills who was asked for its stack and has not ended; returns when to look again.
+    fn watch_dumps(&mut self) -> Option<Moment> {
+        let now = sys::now();
+        let mut look_at: Option<Moment> = None;
+        for child in &mut self.children {
+            let ChildState::Dumping(at) = child.state else { continue };
+            if now >= at + DUMP_LIMIT {
+                child.state = ChildState::Killed(now);
+                sys::kill_tree(child.pid);
+            } else {
+                look_at = look_at.into_iter().chain([at + DUMP_LIMIT]).min();
+            }
+        }
+        look_at
+    }
+
     /// Reaps who has ended, kills what they left behind, and tells the host of each worker whose
     /// tree is gone. True while there is something left to wait for.
     fn settle(&mut self) -> bool {
@@ -451,9 +487,10 @@ impl Server {
                 child.state = match child.state {
                     // The host knows already; there is nothing left to say.
                     ChildState::GivenUp => ChildState::GivenUp,
-                    ChildState::Alive | ChildState::Killed(_) | ChildState::Reaped(..) => {
-                        ChildState::Reaped(reaped, now)
-                    }
+                    ChildState::Alive
+                    | ChildState::Dumping(_)
+                    | ChildState::Killed(_)
+                    | ChildState::Reaped(..) => ChildState::Reaped(reaped, now),
                 };
                 if matches!(child.state, ChildState::GivenUp) {
                     let pid = child.pid;
@@ -461,7 +498,10 @@ impl Server {
                 }
             }
         }
-        if self.children.iter().all(|child| matches!(child.state, ChildState::Alive | ChildState::GivenUp)) {
+        let at_peace = |child: &Child| {
+            matches!(child.state, ChildState::Alive | ChildState::Dumping(_) | ChildState::GivenUp)
+        };
+        if self.children.iter().all(at_peace) {
             return false;
         }
         let strays = self.kill_strays();
@@ -469,11 +509,11 @@ impl Server {
         // Nobody waits any longer for the kernel, but none of them may run.
         let is_late = |child: &Child| match child.state {
             ChildState::Killed(at) | ChildState::Reaped(_, at) => late(at),
-            ChildState::Alive | ChildState::GivenUp => false,
+            ChildState::Alive | ChildState::Dumping(_) | ChildState::GivenUp => false,
         };
         let quiet = self.children.iter().any(is_late) && strays.iter().all(|&pid| sys::is_killed(pid));
         self.children.retain_mut(|child| match child.state {
-            ChildState::Alive | ChildState::GivenUp => true,
+            ChildState::Alive | ChildState::Dumping(_) | ChildState::GivenUp => true,
             ChildState::Killed(at) if !(late(at) && quiet && sys::is_killed(child.pid)) => {
                 // What it forked while it was being killed.
                 sys::kill_tree(child.pid);
@@ -498,31 +538,32 @@ impl Server {
 
     /// Whoever is a child of ours but not a worker was started by a worker that has ended. When there is
     /// nobody, all that the workers which were reaped had started is gone.
-    fn kill_strays(&self) -> Vec<i32> {
+    fn kill_strays(&mut self) -> Vec<i32> {
+        let mut strays = self.all_children();
         let is_worker = |pid: i32| {
             self.children
                 .iter()
                 .any(|child| child.pid == pid && !matches!(child.state, ChildState::Reaped(..)))
         };
-        let mut strays = own_children(self.pid);
         strays.retain(|&pid| !is_worker(pid));
         for &pid in &strays {
             sys::kill_tree(pid);
         }
         strays
     }
-}
 
-/// All children of this process. None is missed: a list is read exactly as long as nobody leaves it, and
-/// only the thread that reads it reaps; but for an import, which may start programs and wait for them.
-fn own_children(pid: i32) -> Vec<i32> {
-    let mut found = sys::children(pid);
-    loop {
-        let again = sys::children(pid);
-        if again == found {
-            return found;
+    /// All children of this process. None is missed: a list is read exactly as long as nobody leaves it,
+    /// and only the thread that reads it reaps; but for an import, which may start programs and wait for
+    /// them.
+    fn all_children(&mut self) -> Vec<i32> {
+        let mut found = self.own.look();
+        loop {
+            let again = self.own.look();
+            if again == found {
+                return found;
+            }
+            found = again;
         }
-        found = again;
     }
 }
 

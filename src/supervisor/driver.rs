@@ -526,7 +526,8 @@ impl Driver {
             }
             Action::Dump { worker } => self.with(worker, |worker| worker.signal(DUMP_SIGNAL)),
             Action::Terminate { worker } => self.with(worker, |worker| worker.signal(TERMINATE_SIGNAL)),
-            Action::Kill { worker } => self.with(worker, HostWorker::kill),
+            Action::Kill { worker, dump: false } => self.with(worker, HostWorker::kill),
+            Action::Kill { worker, dump: true } => self.with(worker, HostWorker::dump_and_kill),
             Action::Nudge { worker } => self.with(worker, HostWorker::nudge),
             Action::Abandon { worker } => {
                 self.with(worker, HostWorker::abandon);

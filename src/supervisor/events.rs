@@ -158,6 +158,9 @@ pub enum Action {
     Kill {
         /// The worker.
         worker: WorkerId,
+        /// Whether it is asked for its stack first, which must not hold up the kill for longer than a
+        /// dump may take.
+        dump: bool,
     },
     /// What was asked of the forkserver is not done: let it go on, if somebody has stopped it.
     Nudge {

@@ -544,6 +544,10 @@ impl Job {
             return self.kill(id, now, actions);
         }
         let (step, length) = match reason {
+            TerminateReason::TimedOut(_) if grace.is_zero() => {
+                actions.push(Action::Kill { worker: id, dump: true });
+                (TerminateStep::Killing, DUMP_LIMIT + NUDGE_LIMIT)
+            }
             TerminateReason::TimedOut(_) => {
                 actions.push(Action::Dump { worker: id });
                 (TerminateStep::Dumping, DUMP_LIMIT)
@@ -553,7 +557,7 @@ impl Job {
                 (TerminateStep::Grace, grace)
             }
             _ => {
-                actions.push(Action::Kill { worker: id });
+                actions.push(Action::Kill { worker: id, dump: false });
                 (TerminateStep::Killing, NUDGE_LIMIT)
             }
         };
@@ -566,11 +570,11 @@ impl Job {
         let Some(worker) = self.find(id) else { return };
         let WorkerState::Terminating { step, until, .. } = &mut worker.state else { return };
         match *step {
-            TerminateStep::Dumping if !grace.is_zero() => {
+            TerminateStep::Dumping => {
                 (*step, *until) = (TerminateStep::Grace, now + grace);
                 actions.push(Action::Terminate { worker: id });
             }
-            TerminateStep::Dumping | TerminateStep::Grace => self.kill(id, now, actions),
+            TerminateStep::Grace => self.kill(id, now, actions),
             TerminateStep::Killing => {
                 let limit = if worker.was_ready { STUCK_LIMIT } else { UNBORN_LIMIT };
                 (*step, *until) = (TerminateStep::Nudged, now + limit);
@@ -590,7 +594,7 @@ impl Job {
         let WorkerState::Terminating { step, until, .. } = &mut worker.state else { return };
         if matches!(step, TerminateStep::Dumping | TerminateStep::Grace) {
             (*step, *until) = (TerminateStep::Killing, now + NUDGE_LIMIT);
-            actions.push(Action::Kill { worker: id });
+            actions.push(Action::Kill { worker: id, dump: false });
         }
     }
 

@@ -307,7 +307,17 @@ impl HostWorker {
 
     /// Kills it and all that it started.
     pub fn kill(&self) {
-        if self.server.kill(self.id).is_err() {
+        self.kill_with(false);
+    }
+
+    /// The same, but it is asked for its stack first.
+    pub fn dump_and_kill(&self) {
+        self.channel.make_dump_last();
+        self.kill_with(true);
+    }
+
+    fn kill_with(&self, dump: bool) {
+        if self.server.kill(self.id, dump).is_err() {
             self.server.set_lost();
         }
     }

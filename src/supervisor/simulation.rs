@@ -479,9 +479,13 @@ impl World {
                     running.fate = Fate::Answers(Verdict::Raised { retryable: false });
                 }
             }
-            Action::Kill { worker } => {
+            Action::Kill { worker, dump } => {
                 let at = self.find(worker);
-                let takes = self.random.up_to(KILL_TAKES);
+                let mut takes = self.random.up_to(KILL_TAKES);
+                if dump {
+                    self.check_is_late(at);
+                    takes += if self.random.one_in(4) { DUMP_LIMIT } else { self.random.up_to(DUMP_LIMIT) };
+                }
                 let unkillable = !self.calm && self.random.one_in(50);
                 let unheard = !self.calm && self.random.one_in(20);
                 let worker = &mut self.workers[at].1;

@@ -120,6 +120,8 @@ impl Drop for ChildSignal {
 /// Where the dump handler leaves its mark, and whom it tells.
 static DUMP_MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
 static DUMP_BELL: AtomicI32 = AtomicI32::new(-1);
+/// Where the host says that this process is to end once its stack is dumped.
+static DUMP_IS_LAST: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
 
 extern "C" fn mark_dump(_signal: libc::c_int) {
     // SAFETY: the pointer is null or into a mapping that was leaked for it; send is
@@ -130,19 +132,32 @@ extern "C" fn mark_dump(_signal: libc::c_int) {
         reach(Step::WorkerDumps);
         if let Some(mark) = DUMP_MARK.load(Ordering::Relaxed).as_ref() {
             mark.store(1, Ordering::Release);
+            if let Some(last) = DUMP_IS_LAST.load(Ordering::Relaxed).as_ref()
+                && last.load(Ordering::Acquire) != 0
+            {
+                // The deadline has passed. From here it takes one hop less than by the forkserver.
+                libc::kill(libc::getpid(), libc::SIGKILL);
+            }
             libc::send(DUMP_BELL.load(Ordering::Relaxed), b"s".as_ptr().cast(), 1, libc::MSG_DONTWAIT);
         }
         *errno = saved;
     }
 }
 
-/// On `DUMP_SIGNAL`, sets the word at `offset` of `segment` and rings `bell`.
+/// On `DUMP_SIGNAL`, sets the word at `mark` of `segment` and rings `bell`, or ends this process if the
+/// word at `last` is set.
 ///
 /// Python's `faulthandler.register(..., chain=True)`, called afterwards, dumps first and then
 /// calls this handler: so the mark says that the dump is complete.
-pub fn install_dump_mark(segment: &'static Segment, offset: usize, bell: BorrowedFd<'_>) -> io::Result<()> {
+pub fn install_dump_mark(
+    segment: &'static Segment,
+    mark: usize,
+    last: usize,
+    bell: BorrowedFd<'_>,
+) -> io::Result<()> {
     DUMP_BELL.store(bell.as_raw_fd(), Ordering::Relaxed);
-    DUMP_MARK.store(std::ptr::from_ref(segment.u32(offset)).cast_mut(), Ordering::Release);
+    DUMP_IS_LAST.store(std::ptr::from_ref(segment.u32(last)).cast_mut(), Ordering::Release);
+    DUMP_MARK.store(std::ptr::from_ref(segment.u32(mark)).cast_mut(), Ordering::Release);
     // SAFETY: the handler only does what is async-signal-safe; the struct is plain data. nix's
     // sigaction cannot name real-time signals.
     unsafe {

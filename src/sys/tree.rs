@@ -113,6 +113,59 @@ fn children_by_parent(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// The children of this process itself, for whoever looks often: with one thread there is one list of
+/// them, which is kept open.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Default)]
+pub struct OwnChildren {
+    /// The directory of this process's threads, and the list of the main thread's children.
+    kept: Option<(File, File)>,
+}
+
+#[cfg(target_os = "linux")]
+impl OwnChildren {
+    /// As [`children`].
+    pub fn look(&mut self) -> Vec<i32> {
+        if self.kept.is_none() {
+            let open = |path: &str| File::open(path).ok();
+            let list = format!("/proc/self/task/{}/children", std::process::id());
+            self.kept = open("/proc/self/task").zip(open(&list));
+        }
+        self.kept
+            .as_ref()
+            .and_then(|(tasks, list)| only_list(tasks, list))
+            .unwrap_or_else(|| children(super::pid()))
+    }
+}
+
+/// `None` if there are other threads, which may have children of their own, or too many children.
+#[cfg(target_os = "linux")]
+fn only_list(tasks: &File, list: &File) -> Option<Vec<i32>> {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    /// The directory's own links, and one for each thread.
+    const LINKS: u64 = 3;
+    if tasks.metadata().ok()?.nlink() != LINKS {
+        return None;
+    }
+    let mut bytes = [0; 4096];
+    let len = list.read_at(&mut bytes, 0).ok().filter(|&len| len < bytes.len())?;
+    let text = std::str::from_utf8(&bytes[..len]).ok()?;
+    Some(text.split_ascii_whitespace().filter_map(|id| id.parse().ok()).collect())
+}
+
+/// Nothing is kept here.
+#[cfg(not(target_os = "linux"))]
+#[derive(Debug, Default)]
+pub struct OwnChildren;
+
+#[cfg(not(target_os = "linux"))]
+impl OwnChildren {
+    /// As [`children`].
+    pub fn look(&mut self) -> Vec<i32> {
+        children(super::pid())
+    }
+}
+
 /// Elsewhere the process group is all there is; see `sys::send`.
 #[cfg(not(target_os = "linux"))]
 pub fn children(_pid: i32) -> Vec<i32> {
@@ -143,8 +196,9 @@ pub fn descendants(pid: i32) -> Vec<i32> {
 /// A descendant that may not be signalled (a set-uid program) is passed over.
 #[cfg(target_os = "linux")]
 pub fn kill_tree(pid: i32) {
-    let below = descendants(pid);
-    for target in std::iter::once(pid).chain(below) {
+    // It first: it ends while we look for the others, which are found wherever they are by then.
+    let _ = super::send(pid, super::KILL_SIGNAL);
+    for target in descendants(pid) {
         let _ = super::send(target, super::KILL_SIGNAL);
     }
 }

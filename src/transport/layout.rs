@@ -18,6 +18,8 @@ pub const ASLEEP: u32 = 1;
 pub const DOZING: u32 = 2;
 /// Written by the host: how far it has read the responses (u64).
 pub const RESPONSE_READ: usize = 72;
+/// Written by the host: the worker is to end once its stack is dumped (u32).
+pub const DUMP_IS_LAST: usize = 80;
 /// Written by the worker: it sleeps and wants to be rung (u32).
 pub const WORKER_ASLEEP: usize = 128;
 /// Written by the worker: how far it has written responses (u64).

@@ -10,8 +10,8 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::host::ring;
 use super::layout::{
-    AWAKE, CLAIM, DOZING, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
-    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
+    AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ,
+    RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
 };
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
@@ -133,7 +133,7 @@ impl WorkerChannel {
     pub fn prepare_dump(&self) -> io::Result<i32> {
         use std::io::{Seek, SeekFrom};
         std::fs::File::from(self.file.try_clone()?).seek(SeekFrom::Start(STACK as u64))?;
-        sys::install_dump_mark(self.segment, DUMP_COMPLETE, self.socket.as_fd())?;
+        sys::install_dump_mark(self.segment, DUMP_COMPLETE, DUMP_IS_LAST, self.socket.as_fd())?;
         Ok(self.file.as_raw_fd())
     }
 
