@@ -158,13 +158,23 @@ def recorded(path: Path, *roles: str) -> list[int]:
     return [int(pid) for role, pid in entries if not roles or role in roles]
 
 
+def waiting_workers() -> set[int]:
+    """The workers that wait for a call."""
+    from killercall import _host
+
+    roster = _host._shared.roster
+    wait_until(lambda: len(roster.idle_pids()) == roster.idle(), PATIENCE)
+    return set(roster.idle_pids())
+
+
 def still_running(path: Path) -> dict[int, str]:
     """
     The processes of a call that run any code, found both ways.
 
-    Those it recorded itself, and whatever has the mark and is neither guard nor forkserver.
+    Those it recorded itself, and whatever has the mark and is neither guard nor forkserver, nor a worker
+    that was started for the calls to come.
     """
-    machinery = set(recorded(path, "machinery"))
+    machinery = set(recorded(path, "machinery")) | waiting_workers()
     of_call = set(recorded(path)) - machinery
     found = {pid: "recorded" for pid in of_call if is_running(pid)}
     return found | {pid: what for pid, what in alive_with_mark().items() if pid not in machinery}

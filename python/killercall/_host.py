@@ -440,7 +440,13 @@ class Plan:
 
 
 def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]:
-    described = (name, options.timeout, options.grace > 0, options.retry_on)
+    described = (
+        name,
+        options.timeout,
+        options.grace > 0,
+        options.retry_on,
+        options.calls_per_worker,
+    )
     data = (
         _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
         if options.start_method == "fork"

@@ -84,6 +84,8 @@ class _Function:
     timeout: float | None
     grace: bool
     retry_on: tuple[type[BaseException], ...]
+    # How many calls a worker may serve that has served this function.
+    most_calls: int | None
 
 
 class _Worker:
@@ -168,7 +170,7 @@ class _Worker:
             body = _payload.dumps(self._serializer, value, "result", passing=())
         except BaseException as error:
             return self._fail(task, number, error)
-        return self._send("returned", task, body)
+        return self._send("returned", task, number, body)
 
     def _fail(self, task: int, number: int, error: BaseException) -> bool:
         self.leave_if_stray()
@@ -182,11 +184,13 @@ class _Worker:
             error = self._over_memory(known, error)
         retryable = known is not None and _is_one_of(error, known.retry_on)
         kind = "raised retryable" if retryable else "raised"
-        return self._send(kind, task, _describe(error, self._serializer))
+        return self._send(kind, task, number, _describe(error, self._serializer))
 
-    def _send(self, kind: str, task: int, body: bytes) -> bool:
+    def _send(self, kind: str, task: int, number: int, body: bytes) -> bool:
         _flush()
-        return self._channel.send(kind, task, body) and not self._spent
+        known = self._functions.get(number)
+        most = None if known is None else known.most_calls
+        return self._channel.send(kind, task, body, most) and not self._spent
 
     @staticmethod
     def flush() -> None:
@@ -272,7 +276,7 @@ class _Worker:
         except BaseException as error:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
-        if not known.grace:
+        if not known.grace and known.most_calls is None:
             self._channel.know(number, known.function)
 
     def _call(self, known: _Function, pickled: bytes, *, plain: bool) -> Any:

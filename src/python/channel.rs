@@ -115,8 +115,10 @@ impl Channel {
         }
     }
 
-    /// Sends a response; false if the host is gone.
-    fn send(&self, py: Python<'_>, kind: &str, task: u64, body: &[u8]) -> PyResult<bool> {
+    /// Sends a response; false if the host is gone. If this process has served as many calls as it may,
+    /// `most`, it ends with that, so that none of its other threads goes on.
+    #[pyo3(signature = (kind, task, body, most = None))]
+    fn send(&self, py: Python<'_>, kind: &str, task: u64, body: &[u8], most: Option<u32>) -> PyResult<bool> {
         let kind = match kind {
             "ready" => ReplyKind::Ready,
             "setup failed" => ReplyKind::SetupFailed,
@@ -127,7 +129,13 @@ impl Channel {
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
         reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
-        self.respond(py, kind, task, body, sys::now())
+        let sent = self.respond(py, kind, task, body, sys::now())?;
+        if let Some(most) = most
+            && self.inner()?.served() >= most
+        {
+            sys::exit_now(0);
+        }
+        Ok(sent)
     }
 }
 

@@ -62,6 +62,16 @@ impl Roster {
         py.detach(|| self.0.idle())
     }
 
+    /// The pids of those of them that are known to be there.
+    fn idle_pids(&self, py: Python<'_>) -> Vec<i32> {
+        py.detach(|| self.0.idle_pids())
+    }
+
+    /// Starts the forkserver unless it runs, and does not wait until it is there.
+    fn start(&self, py: Python<'_>, launch: &PyLaunch) -> PyResult<()> {
+        Ok(detached(py, || self.0.start(&launch.0))??)
+    }
+
     /// Asks the forkserver to import modules before it forks further workers.
     fn preload(&self, py: Python<'_>, launch: &PyLaunch, modules: &str) -> PyResult<()> {
         Ok(detached(py, || self.0.preload(&launch.0, modules))??)

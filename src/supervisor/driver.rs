@@ -4,9 +4,10 @@
 //! notice pipes of its workers and the nearest deadline.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use super::arguments::{Arguments, Batch};
 use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
@@ -18,6 +19,8 @@ use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Waiter, Woken};
 use crate::time::Moment;
 use crate::transport::{Body, Corrupt, Handed, Reply, ReplyKind, Ring, Values};
 
+/// How long to wait for the end of a worker that has answered its last call.
+const SEE_OFF_LIMIT: Duration = Duration::from_millis(20);
 /// How long descriptors may go without a look while there are answers to read.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -104,6 +107,8 @@ pub struct Driver {
     /// The values of tasks that have ended with nothing else to be said of them.
     values: Values,
     start_error: Option<StartError>,
+    /// Whether a worker was lost for which there is no other yet.
+    lost: bool,
     /// What has happened and was not told to the job yet. One queue: while the job's wishes are
     /// being carried out, news wait here, so that its view and the world's stay in step.
     events: VecDeque<Event>,
@@ -133,6 +138,7 @@ impl Driver {
             done: Vec::new(),
             values: Values::default(),
             start_error: None,
+            lost: false,
             events: VecDeque::new(),
             actions: Vec::new(),
             waiter: Waiter::default(),
@@ -239,7 +245,7 @@ impl Driver {
             self.sleep(sys::now() + Duration::from_secs(1))?;
             self.pump();
         }
-        for Crew { id, worker, .. } in self.crew.drain(..) {
+        for Crew { id, mut worker, .. } in self.crew.drain(..) {
             match self.job.worker(id).map(|worker| worker.state) {
                 Some(WorkerState::Idle) if self.fleet.keep && worker.served < self.limit => {
                     self.fleet.roster.release(self.fleet.key, worker);
@@ -247,9 +253,16 @@ impl Driver {
                 Some(WorkerState::Terminating {
                     step: TerminateStep::Killing | TerminateStep::Nudged | TerminateStep::Abandoned,
                     ..
-                }) => {}
+                }) => {
+                    if worker.served >= self.limit {
+                        worker.see_off(SEE_OFF_LIMIT);
+                    }
+                }
                 _ => worker.kill(),
             }
+        }
+        if std::mem::take(&mut self.lost) {
+            self.fleet.replace(self.limit);
         }
         if !self.fleet.keep && self.fleet.launch.is_none() {
             self.fleet.roster.shutdown();
@@ -275,24 +288,28 @@ impl Driver {
         // With something to do there is only a look at the rest, such as who has died.
         let end = if may_sleep { end } else { now };
         let until = self.job.due().into_iter().chain([end]).min();
-        let mut interests: Vec<Interest<'_>> = self
-            .crew
-            .iter()
-            .flat_map(|crew| [crew.worker.channel.socket(), crew.worker.notice().as_fd()])
-            .map(Interest::new)
-            .collect();
+        let mut interests: SmallVec<[Interest<'_>; 4]> = SmallVec::new();
+        for crew in &self.crew {
+            let (socket, notice) = crew.worker.interests();
+            interests.extend(socket.into_iter().chain([notice]).map(Interest::new));
+        }
         let slice = end.since(now).max(Duration::from_millis(1));
         let woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
         self.looked_at = sys::now();
-        let ready: Vec<bool> = interests.iter().map(|interest| interest.ready).collect();
+        let ready: SmallVec<[bool; 4]> = interests.iter().map(|interest| interest.ready).collect();
+        drop(interests);
+        let mut ready = ready.into_iter();
         for at in 0..self.crew.len() {
-            self.crew[at].worker.has_news |= ready[2 * at + 1];
-            if !ready[2 * at] {
-                self.crew[at].worker.channel.stay_awake();
+            let worker = &mut self.crew[at].worker;
+            let mut is_ready = || ready.next().unwrap_or(true);
+            let is_rung = worker.interests().0.is_some() && is_ready();
+            worker.has_news |= is_ready();
+            if !is_rung {
+                worker.channel.stay_awake();
                 continue;
             }
             // A socket at its end is no news: the notice pipe says what happened.
-            if let Err(error) = self.crew[at].worker.channel.wake()
+            if let Err(error) = worker.wake()
                 && self.crew[at].corrupt.is_none()
             {
                 let event = self.corrupted(at, format!("socket: {error}"));
@@ -345,11 +362,27 @@ impl Driver {
                     let started = crew.worker.started(handed, crew.corrupt.is_none());
                     self.note_failed_start(id, exit, over_memory);
                     let over_memory = over_memory.is_some();
+                    self.lost |= self.is_loss(id);
                     self.events.push_back(Event::Exited { worker: id, started, over_memory });
                 }
             }
         }
         self.settle();
+    }
+
+    /// Whether the end of a worker is one that its like may meet again: what retired was not needed, and
+    /// who cancels has had enough.
+    fn is_loss(&self, id: WorkerId) -> bool {
+        self.job.worker(id).is_some_and(|worker| {
+            worker.was_ready
+                && match worker.state {
+                    WorkerState::Running { .. } => true,
+                    WorkerState::Terminating { reason, .. } => {
+                        matches!(reason, TerminateReason::TimedOut(_) | TerminateReason::Corrupted)
+                    }
+                    WorkerState::Starting { .. } | WorkerState::Idle => false,
+                }
+        })
     }
 
     fn note_failed_start(&mut self, id: WorkerId, exit: Exit, over_memory: Option<u64>) {
@@ -506,6 +539,15 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Start { worker } => self.start(worker),
+            Action::Foresee { worker } => {
+                self.fleet.replace(self.limit);
+                // One that has not even begun may have been stopped by somebody while it waited.
+                self.with(worker, |worker| {
+                    if !worker.has_begun() {
+                        worker.nudge();
+                    }
+                });
+            }
             Action::Hand { worker, run } => {
                 if let Some(refusal) = self.stage(worker, run) {
                     self.events.push_back(refusal);
@@ -596,11 +638,16 @@ impl Driver {
     /// Hands a worker what was staged for it.
     fn publish(&mut self, at: usize) {
         let id = self.crew[at].id;
+        let is_new = self.crew[at].worker.has_staged();
         let published = match self.crew[at].worker.publish() {
             Ok(published) => published,
             Err(error) => return self.events.push_back(Self::not_handed(id, &error)),
         };
         if published.handed == Handed::Yes {
+            if is_new && self.crew[at].worker.is_last(self.limit) {
+                // Now that the caller waits for the function anyway.
+                self.fleet.replace(self.limit);
+            }
             return;
         }
         // What it answered before that comes first: a host that was stopped for a minute may not have

@@ -132,6 +132,12 @@ pub enum Action {
         /// The worker to be.
         worker: WorkerId,
     },
+    /// A worker will be lost in a moment: see to it that another one is ready by then, if that is wanted,
+    /// and that it is not only stopped.
+    Foresee {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// Hand tasks to a worker; answer with `Refused` for those that cannot be.
     Hand {
         /// The worker.

@@ -650,6 +650,9 @@ impl Job {
     fn check_deadlines(&mut self, now: Moment, actions: &mut Vec<Action>) {
         for at in 0..self.workers.len() {
             let (id, state) = (self.workers[at].0, self.workers[at].1.state);
+            if self.workers[at].1.foresees(now) {
+                actions.push(Action::Foresee { worker: id });
+            }
             match state {
                 WorkerState::Running { deadline: Some(deadline), .. }
                     if now >= deadline && self.is_alone(id, actions) =>

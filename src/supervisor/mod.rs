@@ -12,6 +12,7 @@ mod roster;
 mod runs;
 #[cfg(test)]
 mod simulation;
+mod spares;
 mod warm;
 mod worker;
 

@@ -1,16 +1,18 @@
 //! Where workers come from, and where idle ones wait between jobs.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::arguments::Arguments;
 use super::events::{Run, TaskId};
+use super::spares::{Demand, Found, MOST_OF_ALL};
 use crate::error::Error;
 use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
-use crate::sys;
 use crate::sys::fault::{Step, reach};
-use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, Values};
+use crate::sys::{self, Interest, Waiter};
+use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, SocketState, Values};
 
 /// The task number under which a worker's setup travels.
 pub const SETUP: u64 = u64::MAX;
@@ -62,6 +64,8 @@ pub struct HostWorker {
     /// The way to it.
     pub channel: HostChannel,
     notice: OwnedFd,
+    /// Whether its socket has ended.
+    hung_up: bool,
     partial: Vec<u8>,
     /// Its pid, once known.
     pub pid: Option<i32>,
@@ -117,6 +121,7 @@ impl HostWorker {
             id: forked.id,
             channel: forked.channel,
             notice: forked.notice,
+            hung_up: false,
             partial: Vec::new(),
             pid: None,
             has_news: true,
@@ -133,9 +138,16 @@ impl HostWorker {
         }
     }
 
-    /// The pipe on which its forkserver tells of it.
-    pub fn notice(&self) -> &OwnedFd {
-        &self.notice
+    /// What to wait for: its socket, and the pipe on which its forkserver tells of it. A socket that has
+    /// ended would be readable for ever.
+    pub fn interests(&self) -> (Option<BorrowedFd<'_>>, BorrowedFd<'_>) {
+        ((!self.hung_up).then(|| self.channel.socket()), self.notice.as_fd())
+    }
+
+    /// Empties its socket of doorbells.
+    pub fn wake(&mut self) -> std::io::Result<()> {
+        self.hung_up |= self.channel.wake()? == SocketState::Ended;
+        Ok(())
     }
 
     /// Whether its forkserver is of no more use.
@@ -242,6 +254,21 @@ impl HostWorker {
         self.load
     }
 
+    /// Whether it has started any of what it has in hand.
+    pub fn has_begun(&self) -> bool {
+        self.channel.unclaimed() < self.load
+    }
+
+    /// Whether there is something for it that it was not handed yet.
+    pub fn has_staged(&self) -> bool {
+        self.staged > 0
+    }
+
+    /// Whether what it has in hand is all that it may serve.
+    pub fn is_last(&self, limit: u32) -> bool {
+        self.served as usize + self.load >= limit as usize
+    }
+
     /// How many of the `handed` tasks that its job knows of it has started.
     ///
     /// A sound worker is in the middle of one at most. One that wrote nonsense may have gone on after
@@ -340,6 +367,44 @@ impl HostWorker {
         self.server.shutdown();
     }
 
+    /// Whether it can take calls or will, by all that is known now. For one that nobody waits for.
+    fn is_fit(&mut self) -> bool {
+        if !self.ready {
+            match self.receive() {
+                Ok(None) => {}
+                Ok(Some(reply)) if reply.kind == ReplyKind::Ready => self.ready = true,
+                // Nobody asked for it by name: who does is told of the failure of his own.
+                Ok(Some(_)) | Err(_) => {
+                    self.kill();
+                    return false;
+                }
+            }
+        }
+        while let Some(News::Forked) = self.news() {}
+        self.exit.is_none() && !self.is_lost()
+    }
+
+    /// Waits until it runs no more code, as far as its socket tells, for at most `limit`: it ends by its
+    /// own hand once it has answered its last call.
+    pub fn see_off(&mut self, limit: Duration) {
+        let until = sys::now() + limit;
+        let mut waiter = Waiter::default();
+        loop {
+            if self.wake().is_err() || self.hung_up {
+                return;
+            }
+            while let Some(News::Forked) = self.news() {}
+            if self.exit.is_some() || sys::now() >= until {
+                return;
+            }
+            let (socket, notice) = self.interests();
+            let mut interests: Vec<_> = socket.into_iter().chain([notice]).map(Interest::new).collect();
+            if waiter.wait(&mut interests, Some(until), limit).is_err() {
+                return;
+            }
+        }
+    }
+
     /// The next thing that its forkserver says of it, if there is one.
     pub fn news(&mut self) -> Option<News> {
         if self.exit.is_some() {
@@ -412,14 +477,32 @@ pub struct Launch {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Workers that wait, boxed because they are large and come and go with every call.
-type Waiting = Vec<Box<HostWorker>>;
+/// The workers of one kind that wait for a call, boxed because they are large and come and go with every
+/// call. Those that never served one are its spares.
+#[derive(Debug, Default)]
+struct Idle {
+    waiting: Vec<Box<HostWorker>>,
+    demand: Demand,
+    /// Spares that are being asked for just now.
+    coming: usize,
+}
+
+impl Idle {
+    /// How many of them a call would take that wants fewer than `limit` calls served.
+    fn open_to(&self, limit: u32) -> usize {
+        self.coming + self.waiting.iter().filter(|worker| worker.served < limit).count()
+    }
+
+    fn spares(&self) -> usize {
+        self.open_to(1)
+    }
+}
 
 /// The forkserver of a roster, and the workers that wait for the next job.
 #[derive(Debug, Default)]
 pub struct Roster {
     server: Mutex<Option<Arc<Forkserver>>>,
-    idle: Mutex<HashMap<u64, Waiting>>,
+    idle: Mutex<HashMap<u64, Idle>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -427,22 +510,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The one that waited least: its memory is warm, and the others may retire. That it has died
-/// meanwhile is found out when it does not start what it is handed.
-fn take_idle(
-    idle: &mut HashMap<u64, Waiting>,
-    key: u64,
-    fits: impl Fn(&HostWorker) -> bool,
-) -> Option<Box<HostWorker>> {
-    let waiting = idle.get_mut(&key)?;
-    while let Some(at) = waiting.iter().rposition(|worker| fits(worker)) {
-        let mut worker = waiting.remove(at);
-        worker.has_news = true;
-        if !worker.is_lost() {
-            return Some(worker);
+/// Which of these to take: one that is ready rather than one that starts; of those that are ready the one
+/// that waited least, as its memory is warm and the others may retire, and a spare last; of those that
+/// start the one that began first.
+fn best(waiting: &mut [Box<HostWorker>], limit: u32) -> Option<usize> {
+    let mut spare = None;
+    let mut starts = None;
+    for (at, worker) in waiting.iter_mut().enumerate().rev() {
+        if worker.served >= limit {
+            continue;
+        }
+        if worker.ready || (worker.is_fit() && worker.ready) {
+            if worker.served > 0 {
+                return Some(at);
+            }
+            spare = spare.or(Some(at));
+        } else {
+            starts = Some(at);
         }
     }
-    None
+    spare.or(starts)
 }
 
 impl Roster {
@@ -483,12 +570,39 @@ impl Roster {
 
     /// Takes an idle worker of this kind that has served fewer than `limit` calls.
     fn lease(&self, key: u64, limit: u32) -> Option<Box<HostWorker>> {
-        take_idle(&mut lock(&self.idle), key, |worker| worker.served < limit)
+        let mut idle = lock(&self.idle);
+        let Idle { waiting, demand, .. } = idle.get_mut(&key)?;
+        let mut found = None;
+        while let Some(at) = best(waiting, limit) {
+            let mut worker = waiting.remove(at);
+            if worker.is_fit() {
+                worker.has_news = true;
+                found = Some(worker);
+                break;
+            }
+        }
+        let state = match &found {
+            Some(worker) if worker.ready => Found::Ready,
+            Some(_) => Found::Starting,
+            None => Found::Nothing,
+        };
+        demand.wanted(state, sys::now());
+        found
     }
 
     /// Takes an idle worker of this kind that has all that the payload needs.
     pub fn lease_knowing(&self, key: u64, payload: &Payload) -> Option<Box<HostWorker>> {
-        take_idle(&mut lock(&self.idle), key, |worker| worker.knows(payload))
+        let mut idle = lock(&self.idle);
+        let waiting = &mut idle.get_mut(&key)?.waiting;
+        while let Some(at) = waiting.iter().rposition(|worker| worker.knows(payload)) {
+            let mut worker = waiting.remove(at);
+            worker.has_news = true;
+            // That it has died meanwhile is found out when it does not start what it is handed.
+            if !worker.is_lost() {
+                return Some(worker);
+            }
+        }
+        None
     }
 
     /// Takes a worker back, to wait for the next job.
@@ -497,24 +611,67 @@ impl Roster {
             return;
         }
         let mut idle = lock(&self.idle);
-        for waiting in idle.values_mut() {
+        for kind in idle.values_mut() {
             // Those that have retired meanwhile.
-            waiting.retain_mut(|worker| {
-                while let Some(News::Forked) = worker.news() {}
-                worker.exit.is_none()
-            });
+            kind.waiting.retain_mut(|worker| worker.is_fit());
         }
-        idle.entry(key).or_default().push(worker);
+        idle.entry(key).or_default().waiting.push(worker);
+    }
+
+    /// A worker of this kind was lost: whether there should be a spare for the next call that wants fewer
+    /// than `limit` calls served, which is counted as coming then.
+    fn lacks_spare(&self, key: u64, limit: u32) -> bool {
+        let mut idle = lock(&self.idle);
+        let kind = idle.entry(key).or_default();
+        let wanted = kind.demand.lost(sys::now());
+        kind.waiting.retain_mut(|worker| worker.is_fit());
+        if kind.open_to(limit) >= wanted {
+            return false;
+        }
+        kind.coming += 1;
+        if idle.values().map(Idle::spares).sum::<usize>() > MOST_OF_ALL {
+            let others = idle.iter_mut().filter(|(other, _)| **other != key);
+            for (_, kind) in others {
+                if let Some(at) = kind.waiting.iter().position(|worker| worker.served == 0) {
+                    kind.waiting.remove(at).kill();
+                    break;
+                }
+            }
+        }
+        true
+    }
+
+    /// The spare that was coming is there, or cannot be had.
+    fn keep_spare(&self, key: u64, spare: Option<Box<HostWorker>>) {
+        let mut idle = lock(&self.idle);
+        let kind = idle.entry(key).or_default();
+        // A shutdown meanwhile has forgotten that it was coming.
+        kind.coming = kind.coming.saturating_sub(1);
+        kind.waiting.extend(spare);
     }
 
     /// The same for one that was leased just before: a look at the others can wait.
     pub fn give_back(&self, key: u64, worker: Box<HostWorker>) {
-        lock(&self.idle).entry(key).or_default().push(worker);
+        lock(&self.idle).entry(key).or_default().waiting.push(worker);
     }
 
     /// How many workers wait.
     pub fn idle(&self) -> usize {
-        lock(&self.idle).values().map(Vec::len).sum()
+        lock(&self.idle).values().map(|kind| kind.waiting.len()).sum()
+    }
+
+    /// The pids of those that are known to be there.
+    pub fn idle_pids(&self) -> Vec<i32> {
+        let mut idle = lock(&self.idle);
+        for kind in idle.values_mut() {
+            kind.waiting.retain_mut(|worker| worker.is_fit());
+        }
+        idle.values().flat_map(|kind| &kind.waiting).filter_map(|worker| worker.pid).collect()
+    }
+
+    /// Launches the forkserver if there is none that works.
+    pub fn start(&self, launch: &Launch) -> Result<(), Error> {
+        self.server(Some(launch)).map(|_| ())
     }
 
     /// Ends the forkserver and all workers, and waits until nothing is left of them.
@@ -554,7 +711,24 @@ impl Fleet {
         if let Some(worker) = self.roster.lease(self.key, limit) {
             return Ok(worker);
         }
-        let server = self.roster.server(self.launch.as_deref())?;
+        self.fork(self.roster.server(self.launch.as_deref())?)
+    }
+
+    /// A worker of this kind was lost or is about to be. If the next call, which wants fewer than `limit`
+    /// calls served, should find another one ready, asks for it. What cannot be had is no error: that call
+    /// will see for itself.
+    pub fn replace(&self, limit: u32) {
+        if !self.keep || !self.roster.has_server() || !self.roster.lacks_spare(self.key, limit) {
+            return;
+        }
+        let spare = self.roster.server(None).and_then(|server| self.fork(server));
+        if let Err(error) = &spare {
+            log::debug!("there is no spare worker: failed to {error}");
+        }
+        self.roster.keep_spare(self.key, spare.ok());
+    }
+
+    fn fork(&self, server: Arc<Forkserver>) -> Result<Box<HostWorker>, Error> {
         let forked = server.fork_worker(self.exec, self.max_memory)?;
         let mut worker = Box::new(HostWorker::new(server, forked, self.context));
         reach(Step::HostAsked);

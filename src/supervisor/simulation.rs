@@ -110,6 +110,7 @@ struct World {
     ended: HashMap<TaskId, Ending>,
     submitted: u64,
     cancelled: HashSet<TaskId>,
+    foreseen: HashSet<(WorkerId, TaskId, Option<Moment>)>,
     hopeless: bool,
     calm: bool,
     trace: bool,
@@ -151,6 +152,7 @@ impl World {
             ended: HashMap::new(),
             submitted: 0,
             cancelled: HashSet::new(),
+            foreseen: HashSet::new(),
             hopeless: false,
             calm,
             trace,
@@ -451,6 +453,14 @@ impl World {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Start { worker } => self.start(worker),
+            Action::Foresee { worker } => {
+                let at = self.find(worker);
+                let running = self.job.worker(worker).expect("it runs");
+                let task = running.tasks().next().expect("only what runs is foreseen to be late");
+                let attempt = (worker, task, running.running_since());
+                assert!(self.foreseen.insert(attempt), "{task:?} is foreseen to be late twice");
+                assert!(!self.workers[at].1.exit_told, "{worker:?} is no more");
+            }
             Action::Hand { worker, run } => self.hand(worker, run),
             Action::Revoke { worker } => {
                 let at = self.find(worker);

@@ -97,7 +97,12 @@ pub struct Worker {
     pub revoking: bool,
     /// Whether its ring was full when it was last handed a task.
     pub full: bool,
+    /// When to foresee that its oldest task will miss its deadline.
+    foresee_at: Option<Moment>,
 }
+
+/// How long before a deadline its miss is foreseen: time enough to fork a worker and set it up.
+const FORESIGHT: Duration = Duration::from_millis(25);
 
 impl Worker {
     /// A worker that has been asked for.
@@ -110,6 +115,7 @@ impl Worker {
             was_ready: false,
             revoking: false,
             full: false,
+            foresee_at: None,
         }
     }
 
@@ -131,7 +137,7 @@ impl Worker {
     /// It takes on `run`; the clock of its oldest task starts now.
     pub fn hand(&mut self, run: Run, now: Moment, deadline: Option<Moment>) {
         match self.state {
-            WorkerState::Idle => self.state = WorkerState::Running { since: now, deadline },
+            WorkerState::Idle => self.run(now, deadline),
             WorkerState::Running { .. } => {}
             other => panic!("a task was handed to a worker that is {other:?}"),
         }
@@ -180,15 +186,30 @@ impl Worker {
         self.served = self.served.saturating_add(served);
         self.full = false;
         if let WorkerState::Running { .. } = self.state {
-            self.state = match self.handed.front() {
+            match self.handed.front() {
                 Some(&(_, handed_at)) => {
                     let since = handed_at.max(finished_at);
-                    WorkerState::Running { since, deadline: deadline(since) }
+                    self.run(since, deadline(since));
                 }
-                None => WorkerState::Idle,
-            };
+                None => self.state = WorkerState::Idle,
+            }
         }
         finished
+    }
+
+    /// Its oldest task runs since then.
+    fn run(&mut self, since: Moment, deadline: Option<Moment>) {
+        self.state = WorkerState::Running { since, deadline };
+        self.foresee_at = deadline.map(|deadline| {
+            let length = deadline.since(since);
+            since + length.saturating_sub(FORESIGHT).max(length / 2)
+        });
+    }
+
+    /// Whether its oldest task is about to miss its deadline. Said once.
+    pub fn foresees(&mut self, now: Moment) -> bool {
+        let runs = matches!(self.state, WorkerState::Running { .. });
+        runs && self.foresee_at.take_if(|at| now >= *at).is_some()
     }
 
     /// Its newest `count` tasks were taken back; these, oldest first.
@@ -279,7 +300,9 @@ impl Worker {
     /// The moment at which it wants a tick.
     pub fn due(&self) -> Option<Moment> {
         match self.state {
-            WorkerState::Running { deadline, .. } if !self.revoking => deadline,
+            WorkerState::Running { deadline, .. } if !self.revoking => {
+                deadline.into_iter().chain(self.foresee_at).min()
+            }
             WorkerState::Terminating { until, .. } => Some(until),
             WorkerState::Starting { until, nudge_at } => Some(until.min(nudge_at)),
             WorkerState::Idle | WorkerState::Running { .. } => None,

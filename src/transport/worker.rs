@@ -256,6 +256,11 @@ impl WorkerChannel {
             && self.unread() + 2 * (RESPONSE_HEADER as u64 + padded(len as u64)) <= RING_LEN as u64
     }
 
+    /// How many calls were made; the setup is none.
+    pub fn served(&self) -> u32 {
+        self.claimed.wrapping_sub(1)
+    }
+
     /// Sends a response. False if the host is gone.
     ///
     /// The whole of it was there at `finished_at`, unless it has to be written to a file first. While
