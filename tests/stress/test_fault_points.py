@@ -103,7 +103,7 @@ PLAN: dict[str, dict[str, Allowed]] = {
     "GuardIntroduced": {"start": TAKEN_ALONG},
     "GuardSweeps": {"end": RIGHT},
     "ServerUp": {"start": RIGHT},
-    "ServerCommanded": {"start": RIGHT, "late": RIGHT, "map": TAKEN_ALONG},
+    "ServerCommanded": {"start": RIGHT, "late": TAKEN_ALONG, "map": TAKEN_ALONG},
     "ServerForks": {"start": RIGHT, "map": TAKEN_ALONG},
     "ServerForked": {"start": RIGHT, "map": TAKEN_ALONG},
     "ServerTold": {"start": RIGHT, "map": TAKEN_ALONG},
