@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 CHANGES = {
     "a number": ("n = 1\ndef f(): return n", "n = 2", "[1, 2]"),
     "a list in place": ("n = [1]\ndef f(): return len(n)", "n.append(2)", "[1, 2]"),
+    "a place of a list": ("n = [1, 1]\ndef f(): return n[1]", "n[1] = 2", "[1, 2]"),
+    "a list in a list": ("n = [[1]]\ndef f(): return n[0][0]", "n[0][0] = 2", "[1, 2]"),
+    "a dict in place": ("n = {'a': 1}\ndef f(): return n['a']", "n['a'] = 2", "[1, 2]"),
+    "a new key": ("n = {'a': 1}\ndef f(): return len(n)", "n['b'] = 2", "[1, 2]"),
+    "another key": (
+        "n = {1: 0}\ndef f(): return str(next(iter(n)))",
+        "del n[1]; n[True] = 0",
+        "['1', 'True']",
+    ),
+    "the order of a dict": (
+        "n = {'a': 1, 'b': 2}\ndef f(): return next(iter(n))",
+        "n['a'] = n.pop('a')",
+        "['a', 'b']",
+    ),
+    "a dict of dicts": (
+        "n = {'a': {'b': 1}}\ndef f(): return n['a']['b']",
+        "n['a']['b'] = 2",
+        "[1, 2]",
+    ),
+    "a set in a dict": ("n = {'a': {1}}\ndef f(): return len(n['a'])", "n['a'].add(2)", "[1, 2]"),
     "a name that was not there": (
         "def f():\n    try:\n        return n\n    except NameError:\n        return 0",
         "n = 2",
@@ -134,7 +154,7 @@ def disturb_or_look(number: int) -> tuple[str, str | None, bool]:
 def test_what_an_item_changes_ends_with_it() -> None:
     """The same in a map, whose items follow each other at once."""
     expected = seen()
-    found = killer_pmap(disturb_or_look, range(3000), cpus=2)
+    found = killer_pmap(disturb_or_look, range(3000), cpus=2, timeout=60)
 
     assert {expected} == {found[number] for number in range(3000) if number % 3}
 

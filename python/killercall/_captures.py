@@ -3,7 +3,8 @@ What a function refers to, if a glance tells whether any of it has changed.
 
 A function that goes to a worker by value takes along the globals, cells and defaults that it uses.
 As long as those are modules, importable things or immutable values, the same objects mean the same
-function. Of anything else only its pickled bytes can tell.
+function, and so do small lists and dicts of such with the same objects in the same order. Of
+anything else only its pickled bytes can tell.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import functools
 import re
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle as _internals
 
 from killercall import _core, _payload
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # The same object means the same value for good.
 _IMMUTABLE = _payload.ATOMS | {
@@ -36,7 +40,7 @@ def captures_of(function: Any) -> _core.Captures | None:
     walk = _Walk()
     if not walk.is_told(function):
         return None
-    return _core.Captures(walk.items, walk.attributes, walk.sizes)
+    return _core.Captures(walk.items, walk.attributes, walk.sizes, walk.dicts, walk.lists)
 
 
 class _Walk:
@@ -46,6 +50,10 @@ class _Walk:
         self.items: list[tuple[dict[Any, Any], Any]] = []
         self.attributes: list[tuple[Any, str]] = []
         self.sizes: list[dict[Any, Any]] = []
+        self.dicts: list[dict[Any, Any]] = []
+        self.lists: list[list[Any]] = []
+        # How many things were looked at.
+        self._count = 0
         self._seen: set[int] = set()
 
     def is_told(self, value: Any) -> bool:
@@ -55,7 +63,8 @@ class _Walk:
             return True
         if id(value) in self._seen:
             return True
-        if len(self.items) + len(self.attributes) > _MOST:
+        self._count += 1
+        if self._count > _MOST:
             return False
         self._seen.add(id(value))
         if kind is types.FunctionType:
@@ -65,10 +74,16 @@ class _Walk:
         if kind is types.BuiltinFunctionType:
             return value.__self__ is None or type(value.__self__) is types.ModuleType
         if kind is tuple or kind is frozenset:
-            return all(map(self.is_told, value))
+            return self._are_told(value)
+        if kind is list:
+            self.lists.append(value)
+            return self._are_told(value)
+        if kind is dict:
+            self.dicts.append(value)
+            return self._are_told(value) and self._are_told(value.values())
         if kind is functools.partial:
             parts = (value.func, value.args)
-            return all(map(self.is_told, parts)) and self._is_dict_told(value.keywords)
+            return self._are_told(parts) and self._is_dict_told(value.keywords)
         if hasattr(kind, "_killercall_calls"):
             return self._is_decorated_told(value)
         if isinstance(value, type):
@@ -77,6 +92,10 @@ class _Walk:
             return _is_importable(kind)
         numpy = sys.modules.get("numpy")
         return numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject
+
+    def _are_told(self, values: Collection[Any]) -> bool:
+        self._count += len(values)
+        return self._count <= _MOST and all(map(self.is_told, values))
 
     def _is_function_told(self, function: types.FunctionType) -> bool:
         if _payload.is_decorated(function) or _is_importable(function):
@@ -109,13 +128,13 @@ class _Walk:
             return True
         self.sizes.append(found)
         self.items += [(found, key) for key in found]
-        return all(type(key) is str for key in found) and all(map(self.is_told, found.values()))
+        return all(type(key) is str for key in found) and self._are_told(found.values())
 
     def _is_decorated_told(self, decorated: Any) -> bool:
         self.attributes.append((decorated, "__wrapped__"))
         options = vars(decorated._killercall_options)
         plain = {name: part for name, part in options.items() if name != "serializer"}
-        return all(map(self.is_told, (decorated.__wrapped__, *plain.values())))
+        return self._are_told((decorated.__wrapped__, *plain.values()))
 
 
 def _is_importable(value: Any) -> bool:

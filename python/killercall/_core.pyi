@@ -111,6 +111,8 @@ class Captures:
         items: list[tuple[dict[Any, Any], Any]],
         attributes: list[tuple[Any, str]],
         sizes: list[dict[Any, Any]],
+        dicts: list[dict[Any, Any]],
+        lists: list[list[Any]],
     ) -> Captures: ...
     def is_current(self) -> bool: ...
 

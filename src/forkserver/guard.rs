@@ -4,19 +4,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use crate::sys::fault::{Step, reach};
-use crate::sys::{self, ChildSignal, Interest, KILL_SIGNAL, Waiter};
+use crate::sys::{self, ChildSignal, Interest, KILL_SIGNAL};
 
 /// How often a sweep looks again even if no child's end woke it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Waits for the end of the host (any of `life`) or of the forkserver, then kills all that descends from here.
 pub fn stand(life: &[OwnedFd], server: &OwnedFd) -> ! {
-    let mut waiter = Waiter::default();
     loop {
         let ends = life.iter().chain(std::iter::once(server));
         let mut interests: Vec<Interest<'_>> = ends.map(|end| Interest::new(end.as_fd())).collect();
         // An hour's slice only bounds one system call; nothing depends on its length.
-        let outcome = waiter.wait(&mut interests, None, Duration::from_secs(3600));
+        let outcome = sys::wait(&mut interests, None, Duration::from_secs(3600));
         if outcome.is_err() || interests.iter().any(|interest| interest.ready) {
             break;
         }

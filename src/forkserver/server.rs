@@ -9,7 +9,7 @@ use super::control::{COMMAND_LEN, Command, Introduction, Notice};
 use super::guard;
 use super::memory::{self, MemoryWatch};
 use crate::sys::fault::{Step, reach};
-use crate::sys::{self, Blob, ChildSignal, Interest, OwnChildren, Reaped, Waiter};
+use crate::sys::{self, Blob, ChildSignal, Interest, OwnChildren, Reaped};
 use crate::time::Moment;
 
 /// How long a caller waits for the kernel to tear down killed processes.
@@ -242,9 +242,8 @@ struct Server {
 
 impl Server {
     fn serve(mut self, interpreter: &mut dyn Interpreter) -> io::Result<Booted> {
-        let mut waiter = Waiter::default();
         loop {
-            if !self.attend(&mut waiter, None)? {
+            if !self.attend(None)? {
                 return Ok(self.end());
             }
             match self.to_do.pop_front() {
@@ -263,7 +262,7 @@ impl Server {
     /// Obeys the host and sees to the workers; then waits for news, unless there is something to do
     /// now. Beside an import there is nothing to do until `end` is readable. False when the host or the
     /// guard is gone.
-    fn attend(&mut self, waiter: &mut Waiter, end: Option<&OwnedFd>) -> io::Result<bool> {
+    fn attend(&mut self, end: Option<&OwnedFd>) -> io::Result<bool> {
         loop {
             match self.commands.next() {
                 Ok(Some((command, fds))) => {
@@ -282,7 +281,7 @@ impl Server {
         let fds = [self.commands.control.as_fd(), self.guard.as_fd(), self.signal.fd()];
         let mut interests: Vec<Interest<'_>> =
             fds.into_iter().chain(end.map(AsFd::as_fd)).map(Interest::new).collect();
-        waiter.wait(&mut interests, look_at, if settling { LOOK_AGAIN } else { LONG })?;
+        sys::wait(&mut interests, look_at, if settling { LOOK_AGAIN } else { LONG })?;
         let (guard, signal) = (interests[1].ready, interests[2].ready);
         if signal {
             self.signal.clear();
@@ -300,9 +299,8 @@ impl Server {
         let server = &mut *self;
         std::thread::scope(|scope| {
             let attendance = move || {
-                let mut waiter = Waiter::default();
                 while matches!(sys::wait_readable(end.as_fd(), Duration::ZERO), Ok(false)) {
-                    if !matches!(server.attend(&mut waiter, Some(&end)), Ok(true)) {
+                    if !matches!(server.attend(Some(&end)), Ok(true)) {
                         guard::sweep();
                         sys::exit_now(0);
                     }

@@ -193,13 +193,16 @@ fn wind_down(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
 }
 
 fn wait(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
-    while detached(py, || driver.wait(SLICE))?? != Wait::Done {
+    loop {
+        // Before the wait, too: a handler may have run while the short way of a call was tried.
         if let Err(interrupt) = py.check_signals() {
             wind_down(py, driver)?;
             return Err(interrupt);
         }
+        if detached(py, || driver.wait(SLICE))?? == Wait::Done {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 fn seconds(value: f64) -> PyResult<Duration> {

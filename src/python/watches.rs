@@ -20,6 +20,10 @@ enum Watch {
     Attribute { object: Py<PyAny>, name: Py<PyAny>, value: Option<Py<PyAny>> },
     /// How many keys there are.
     Size { dict: Py<PyDict>, len: usize },
+    /// All keys and values, in their order.
+    Dict { dict: Py<PyDict>, entries: Vec<(Py<PyAny>, Py<PyAny>)> },
+    /// All that is in a list.
+    List { list: Py<PyList>, entries: Vec<Py<PyAny>> },
 }
 
 /// All that a function refers to.
@@ -31,14 +35,17 @@ pub struct Captures {
 
 #[pymethods]
 impl Captures {
-    /// From `(dict, key)` pairs, `(object, name)` pairs and dicts, as they are now.
+    /// From `(dict, key)` pairs, `(object, name)` pairs, dicts whose size tells, and dicts and lists of
+    /// which all tells, as they are now.
     #[new]
     fn new(
         items: Vec<(Bound<'_, PyDict>, Bound<'_, PyAny>)>,
         attributes: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
         sizes: Vec<Bound<'_, PyDict>>,
+        dicts: Vec<Bound<'_, PyDict>>,
+        lists: Vec<Bound<'_, PyList>>,
     ) -> PyResult<Self> {
-        let mut watches = Vec::with_capacity(items.len() + attributes.len() + sizes.len());
+        let mut watches = Vec::new();
         for (dict, key) in items {
             let value = dict.get_item(&key)?.map(Bound::unbind);
             watches.push(Watch::Item { dict: dict.unbind(), key: key.unbind(), value });
@@ -49,6 +56,14 @@ impl Captures {
         }
         for dict in sizes {
             watches.push(Watch::Size { len: dict.len(), dict: dict.unbind() });
+        }
+        for dict in dicts {
+            let entries = dict.iter().map(|(key, value)| (key.unbind(), value.unbind())).collect();
+            watches.push(Watch::Dict { entries, dict: dict.unbind() });
+        }
+        for list in lists {
+            let entries = list.iter().map(Bound::unbind).collect();
+            watches.push(Watch::List { entries, list: list.unbind() });
         }
         Ok(Self { watches })
     }
@@ -64,6 +79,18 @@ impl Captures {
                     is_same(attribute(object.bind(py), name.bind(py))?.as_ref(), value.as_ref())
                 }
                 Watch::Size { dict, len } => dict.bind(py).len() == *len,
+                Watch::Dict { dict, entries } => {
+                    let dict = dict.bind(py);
+                    dict.len() == entries.len()
+                        && dict
+                            .iter()
+                            .zip(entries)
+                            .all(|((key, value), (then, was))| key.is(then) && value.is(was))
+                }
+                Watch::List { list, entries } => {
+                    let list = list.bind(py);
+                    list.len() == entries.len() && list.iter().zip(entries).all(|(now, then)| now.is(then))
+                }
             };
             if !same {
                 return Ok(false);
@@ -86,6 +113,19 @@ impl Captures {
                     visit.call(value)?;
                 }
                 Watch::Size { dict, .. } => visit.call(dict)?,
+                Watch::Dict { dict, entries } => {
+                    visit.call(dict)?;
+                    for (key, value) in entries {
+                        visit.call(key)?;
+                        visit.call(value)?;
+                    }
+                }
+                Watch::List { list, entries } => {
+                    visit.call(list)?;
+                    for entry in entries {
+                        visit.call(entry)?;
+                    }
+                }
             }
         }
         Ok(())

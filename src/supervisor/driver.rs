@@ -15,7 +15,7 @@ use super::job::{Job, Policy};
 use super::roster::{Exit, Fleet, HostWorker, News, Payload};
 use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::error::Error;
-use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Waiter, Woken};
+use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Woken};
 use crate::time::Moment;
 use crate::transport::{Body, Corrupt, Handed, Reply, ReplyKind, Ring, Values};
 
@@ -114,7 +114,6 @@ pub struct Driver {
     events: VecDeque<Event>,
     /// Empty; kept for the memory that it has.
     actions: Vec<Action>,
-    waiter: Waiter,
     /// How soon workers are to wake us.
     ring: Ring,
     /// When we last looked at all descriptors.
@@ -141,7 +140,6 @@ impl Driver {
             lost: false,
             events: VecDeque::new(),
             actions: Vec::new(),
-            waiter: Waiter::default(),
             ring,
             looked_at: Moment::from_nanos(0),
             owner: sys::pid(),
@@ -267,8 +265,6 @@ impl Driver {
         if !self.fleet.keep && self.fleet.launch.is_none() {
             self.fleet.roster.shutdown();
         }
-        // A traceback may keep this object for long; the timer's descriptor must not stay as well.
-        self.waiter = Waiter::default();
         Ok(())
     }
 
@@ -294,7 +290,7 @@ impl Driver {
             interests.extend(socket.into_iter().chain([notice]).map(Interest::new));
         }
         let slice = end.since(now).max(Duration::from_millis(1));
-        let woken = self.waiter.wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
+        let woken = sys::wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
         self.looked_at = sys::now();
         let ready: SmallVec<[bool; 4]> = interests.iter().map(|interest| interest.ready).collect();
         drop(interests);

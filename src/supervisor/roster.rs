@@ -5,14 +5,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::arguments::Arguments;
 use super::events::{Run, TaskId};
 use super::spares::{Demand, Found, MOST_OF_ALL};
 use crate::error::Error;
 use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
 use crate::sys::fault::{Step, reach};
-use crate::sys::{self, Interest, Waiter};
-use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, SocketState, Values};
+use crate::sys::{self, Interest};
+use crate::time::Moment;
+use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, Ring, SocketState, Values};
 
 /// The task number under which a worker's setup travels.
 pub const SETUP: u64 = u64::MAX;
@@ -384,11 +387,24 @@ impl HostWorker {
         self.exit.is_none() && !self.is_lost()
     }
 
+    /// Sleeps until it has something to say, until `end` at most.
+    pub fn sleep(&mut self, end: Moment) -> Result<(), Corrupt> {
+        if !self.channel.prepare_sleep(Ring::AtOnce) {
+            self.channel.stay_awake();
+            return Ok(());
+        }
+        let (socket, notice) = self.interests();
+        let mut interests: SmallVec<[_; 2]> = socket.into_iter().chain([notice]).map(Interest::new).collect();
+        // Whatever ends it, whoever looks next finds out.
+        let _ = sys::wait(&mut interests, Some(end), end.since(sys::now()));
+        drop(interests);
+        self.wake().map_err(|error| Corrupt(format!("socket: {error}")))
+    }
+
     /// Waits until it runs no more code, as far as its socket tells, for at most `limit`: it ends by its
     /// own hand once it has answered its last call.
     pub fn see_off(&mut self, limit: Duration) {
         let until = sys::now() + limit;
-        let mut waiter = Waiter::default();
         loop {
             if self.wake().is_err() || self.hung_up {
                 return;
@@ -399,7 +415,7 @@ impl HostWorker {
             }
             let (socket, notice) = self.interests();
             let mut interests: Vec<_> = socket.into_iter().chain([notice]).map(Interest::new).collect();
-            if waiter.wait(&mut interests, Some(until), limit).is_err() {
+            if sys::wait(&mut interests, Some(until), limit).is_err() {
                 return;
             }
         }

@@ -5,6 +5,7 @@
 //! the task itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::arguments::{Arguments, Batch};
 use super::driver::Driver;
@@ -16,6 +17,10 @@ use crate::time::Moment;
 use crate::transport::{Body, Corrupt, Handed, Reply};
 
 const TASK: TaskId = TaskId(0);
+
+/// How long the answer is waited for here. A call that takes longer has no use for the short way, and there
+/// is more to look after by then.
+const FIRST_SLEEP: Duration = Duration::from_millis(5);
 
 /// What came of the short way.
 pub enum Attempt {
@@ -60,7 +65,11 @@ impl Warm {
             Ok(Published { handed: Handed::Yes, rung, .. }) => {
                 // A worker that slept takes its time. This core is of more use to it than to us.
                 if rung || !worker.channel.spin() {
-                    return self.underway(worker, arguments, since, None);
+                    let most =
+                        self.policy.timeout.map_or(FIRST_SLEEP, |timeout| FIRST_SLEEP.min(timeout / 2));
+                    if let Err(error) = worker.sleep(since + most) {
+                        return self.underway(worker, arguments, since, Some(Err(error)));
+                    }
                 }
             }
             Ok(_) => {

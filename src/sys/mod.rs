@@ -30,4 +30,4 @@ pub use usage::{
     ease_memory_limit, image, limit_memory, proportional_memory, resident_memory, shares_memory_with_parent,
     state,
 };
-pub use wait::{Interest, Waiter, Woken, wait_readable};
+pub use wait::{Interest, Woken, wait, wait_readable};

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
+use smallvec::SmallVec;
 
 use crate::time::Moment;
 
@@ -35,80 +36,30 @@ pub enum Woken {
     Interrupted,
 }
 
-/// Waits with a timer of its own.
+/// Waits until a descriptor is ready, `until` has come, a signal handler ran, or `slice` has passed.
 ///
-/// The kernel lets `poll`'s own timeout slip by up to a thousandth of its length; a timerfd is not
-/// rounded that way, so a deadline far ahead is kept as well as a near one.
-#[derive(Debug, Default)]
-pub struct Waiter {
-    #[cfg(target_os = "linux")]
-    timer: Option<Timer>,
-}
-
-impl Waiter {
-    /// Waits until a descriptor is ready, `until` has come, a signal handler ran, or `slice` has
-    /// passed.
-    pub fn wait(
-        &mut self,
-        interests: &mut [Interest<'_>],
-        until: Option<Moment>,
-        slice: Duration,
-    ) -> io::Result<Woken> {
-        let mut timeout = slice;
-        if let Some(until) = until {
-            let left = until.since(super::now());
-            if left.is_zero() {
-                timeout = Duration::ZERO;
-            } else if left < slice {
-                #[cfg(target_os = "linux")]
-                if let Ok(timer) = self.timer() {
-                    return wait_with_timer(timer, interests, until, slice);
-                }
-                // There is none, or this process has no descriptor left for one: then the timeout
-                // of `poll` is good enough, and better than no wait.
-                timeout = left;
-            }
-        }
-        let mut fds: Vec<PollFd<'_>> = poll_fds(interests);
-        let woken = poll_once(&mut fds, timeout)?;
-        let ready: Vec<bool> = fds.iter().map(is_ready).collect();
-        set_ready(interests, &ready);
-        Ok(woken)
+/// The kernel may be late by a thousandth of what it is asked to wait, and by a twentieth of a
+/// millisecond at least: whoever has a deadline to keep gives a slice of a tenth of a second.
+pub fn wait(interests: &mut [Interest<'_>], until: Option<Moment>, slice: Duration) -> io::Result<Woken> {
+    let left = until.map(|until| until.since(super::now()));
+    let timeout = left.into_iter().chain([slice]).min().unwrap_or(slice);
+    let mut fds: SmallVec<[PollFd<'_>; 4]> =
+        interests.iter().map(|interest| PollFd::new(interest.fd, PollFlags::POLLIN)).collect();
+    let woken = poll_once(&mut fds, timeout)?;
+    let ready: SmallVec<[bool; 4]> = fds.iter().map(is_ready).collect();
+    drop(fds);
+    for (interest, ready) in interests.iter_mut().zip(ready) {
+        interest.ready = ready;
     }
-
-    #[cfg(target_os = "linux")]
-    fn timer(&mut self) -> io::Result<&mut Timer> {
-        Ok(match &mut self.timer {
-            Some(timer) => timer,
-            none => none.insert(Timer::new()?),
-        })
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn wait_with_timer(
-    timer: &mut Timer,
-    interests: &mut [Interest<'_>],
-    until: Moment,
-    slice: Duration,
-) -> io::Result<Woken> {
-    use std::os::fd::AsFd;
-    timer.arm(until)?;
-    let mut fds: Vec<PollFd<'_>> = poll_fds(interests);
-    fds.push(PollFd::new(timer.fd.as_fd(), PollFlags::POLLIN));
-    let woken = poll_once(&mut fds, slice)?;
-    let ready: Vec<bool> = fds[..interests.len()].iter().map(is_ready).collect();
-    set_ready(interests, &ready);
-    if woken == Woken::Ready && !ready.contains(&true) { Ok(Woken::Timer) } else { Ok(woken) }
+    Ok(woken)
 }
 
 /// Waits until `fd` can be read or is at its end, or `length` has passed: then false.
 pub fn wait_readable(fd: BorrowedFd<'_>, length: Duration) -> io::Result<bool> {
     let until = super::now() + length;
-    let mut waiter = Waiter::default();
     loop {
         let mut interests = [Interest::new(fd)];
-        waiter.wait(&mut interests, Some(until), length)?;
+        wait(&mut interests, Some(until), length)?;
         if interests[0].ready {
             return Ok(true);
         }
@@ -118,25 +69,12 @@ pub fn wait_readable(fd: BorrowedFd<'_>, length: Duration) -> io::Result<bool> {
     }
 }
 
-fn poll_fds<'fd>(interests: &[Interest<'fd>]) -> Vec<PollFd<'fd>> {
-    interests.iter().map(|interest| PollFd::new(interest.fd, PollFlags::POLLIN)).collect()
-}
-
 fn is_ready(fd: &PollFd<'_>) -> bool {
     fd.revents().is_none_or(|events| !events.is_empty())
 }
 
-fn set_ready(interests: &mut [Interest<'_>], ready: &[bool]) {
-    for (interest, &ready) in interests.iter_mut().zip(ready) {
-        interest.ready = ready;
-    }
-}
-
 fn poll_once(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<Woken> {
-    // Rounded up: waking a fraction of a millisecond early would only mean to wait again.
-    let millis = timeout.as_micros().div_ceil(1000);
-    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-    match poll(fds, timeout) {
+    match poll_for(fds, timeout) {
         Ok(0) => Ok(Woken::Timer),
         Ok(_) => Ok(Woken::Ready),
         Err(nix::Error::EINTR) => Ok(Woken::Interrupted),
@@ -145,31 +83,16 @@ fn poll_once(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<Woken> {
 }
 
 #[cfg(target_os = "linux")]
-#[derive(Debug)]
-struct Timer {
-    fd: nix::sys::timerfd::TimerFd,
-    armed: Option<Moment>,
+fn poll_for(fds: &mut [PollFd<'_>], timeout: Duration) -> nix::Result<i32> {
+    nix::poll::ppoll(fds, Some(nix::sys::time::TimeSpec::from_duration(timeout)), None)
 }
 
-#[cfg(target_os = "linux")]
-impl Timer {
-    fn new() -> io::Result<Self> {
-        use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        Ok(Self { fd: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?, armed: None })
-    }
-
-    /// A repeated wait for the same moment costs no system call.
-    fn arm(&mut self, until: Moment) -> io::Result<()> {
-        use nix::sys::time::TimeSpec;
-        use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
-        if self.armed != Some(until) {
-            let spec = TimeSpec::from_duration(Duration::from_nanos(until.as_nanos()));
-            self.fd.set(Expiration::OneShot(spec), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
-            self.armed = Some(until);
-        }
-        Ok(())
-    }
+/// Rounded up: waking a fraction of a millisecond early would only mean to wait again.
+#[cfg(not(target_os = "linux"))]
+fn poll_for(fds: &mut [PollFd<'_>], timeout: Duration) -> nix::Result<i32> {
+    use nix::poll::{PollTimeout, poll};
+    let millis = timeout.as_micros().div_ceil(1000);
+    poll(fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX))
 }
 
 #[cfg(test)]
@@ -180,15 +103,14 @@ mod tests {
     #[test]
     fn a_wait_ends_for_its_reason() {
         let (reader, writer) = crate::sys::pipe().unwrap();
-        let mut waiter = Waiter::default();
         let start = crate::sys::now();
         let mut interests = [Interest::new(reader.as_fd())];
         let long = Duration::from_secs(60);
-        let woken = waiter.wait(&mut interests, Some(start + Duration::from_millis(20)), long).unwrap();
+        let woken = wait(&mut interests, Some(start + Duration::from_millis(20)), long).unwrap();
         assert_eq!((Woken::Timer, false), (woken, interests[0].ready));
         assert!(crate::sys::now().since(start) >= Duration::from_millis(20));
         crate::sys::send_all(writer.as_fd(), b"x").unwrap();
-        let woken = waiter.wait(&mut interests, Some(start + long), long).unwrap();
+        let woken = wait(&mut interests, Some(start + long), long).unwrap();
         assert_eq!((Woken::Ready, true), (woken, interests[0].ready));
         drop(writer);
         assert!(wait_readable(reader.as_fd(), long).unwrap());

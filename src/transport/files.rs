@@ -39,12 +39,23 @@ pub struct FilesIn {
 impl FilesIn {
     /// Empties the socket of doorbells, and of files.
     pub fn drain(&mut self, socket: BorrowedFd<'_>) -> io::Result<SocketState> {
+        self.read(socket, true)
+    }
+
+    /// The same after a ring. Mostly there is one bell and no more, which is not worth another look: what
+    /// else there is ends the next wait.
+    pub fn answer_bell(&mut self, socket: BorrowedFd<'_>) -> io::Result<SocketState> {
+        self.read(socket, false)
+    }
+
+    fn read(&mut self, socket: BorrowedFd<'_>, all: bool) -> io::Result<SocketState> {
         let mut bells = [0; 64];
         for _ in 0..DRAIN_MAX {
             let Some(received) = sys::receive(socket, &mut bells)? else { break };
             if received.cut {
                 return Err(io::Error::other("descriptors were lost on the way"));
             }
+            let only_bells = received.fds.is_empty() && (1..bells.len()).contains(&received.bytes);
             for fd in received.fds {
                 self.received = next(self.received);
                 if self.waiting.len() < WAITING_MAX {
@@ -53,6 +64,9 @@ impl FilesIn {
             }
             if received.bytes == 0 {
                 return Ok(SocketState::Ended);
+            }
+            if only_bells && !all {
+                break;
             }
         }
         Ok(SocketState::Open)

@@ -402,7 +402,7 @@ impl HostChannel {
     /// Lowers the flag, and empties the socket of doorbells.
     pub fn wake(&mut self) -> io::Result<SocketState> {
         self.segment.u32(HOST_ASLEEP).store(AWAKE, Ordering::Relaxed);
-        self.files_in.drain(self.socket.as_fd())
+        self.files_in.answer_bell(self.socket.as_fd())
     }
 
     /// Lowers the flag of a host that did not sleep.

@@ -19,7 +19,7 @@ use super::record::{
 };
 use super::spin::Spin;
 use crate::sys::fault::{self, Step, reach};
-use crate::sys::{self, Blob, Interest, Segment, Waiter, Woken};
+use crate::sys::{self, Blob, Interest, Segment, Woken};
 use crate::time::Moment;
 
 /// Most answers that a dozing host is not told of: a good part of what a ring holds.
@@ -89,7 +89,6 @@ pub struct WorkerChannel {
     files_out: FilesOut,
     /// Where the records end whose files the host may not have taken yet.
     files_pending: VecDeque<u64>,
-    waiter: Waiter,
     spin: Spin,
     /// How many answers the host does not know of, if it dozes.
     untold: u32,
@@ -122,7 +121,6 @@ impl WorkerChannel {
             files_in: FilesIn::default(),
             files_out: FilesOut::default(),
             files_pending: VecDeque::new(),
-            waiter: Waiter::default(),
             spin: Spin::default(),
             untold: 0,
             host_dozes: false,
@@ -228,8 +226,8 @@ impl WorkerChannel {
 
     fn wait_for_bell(&mut self, until: Moment, limit: Duration) -> io::Result<Slept> {
         let mut interests = [Interest::new(self.socket.as_fd())];
-        match self.waiter.wait(&mut interests, Some(until), limit)? {
-            Woken::Ready => match self.files_in.drain(self.socket.as_fd())? {
+        match sys::wait(&mut interests, Some(until), limit)? {
+            Woken::Ready => match self.files_in.answer_bell(self.socket.as_fd())? {
                 SocketState::Open => Ok(Slept::Rung),
                 SocketState::Ended => Ok(Slept::Ended),
             },
