@@ -90,8 +90,17 @@ impl Channel {
         let py = handler.py();
         let module = py.import("sys")?;
         let buffer = Small::new();
-        let mut desk =
-            Desk { handler, sys: module, buffer, is_tidy: true, last: None, several: None, path: None };
+        let names = module.dict();
+        let mut desk = Desk {
+            handler,
+            sys: module,
+            names,
+            buffer,
+            is_tidy: true,
+            last: None,
+            several: None,
+            path: None,
+        };
         loop {
             if let Some(received) = self.take()? {
                 let goes_on = match received {
@@ -105,12 +114,15 @@ impl Channel {
                 if !goes_on {
                     return Ok(());
                 }
-            } else if !desk.is_tidy {
-                desk.is_tidy = true;
-                desk.flush()?;
-                self.look_around(&mut desk)?;
-            } else if !self.sleep(handler)? {
-                return Ok(());
+            } else if !self.spin(py)? {
+                if !desk.is_tidy {
+                    desk.is_tidy = true;
+                    desk.flush()?;
+                    self.look_around(&mut desk)?;
+                }
+                if !self.sleep(handler)? {
+                    return Ok(());
+                }
             }
         }
     }
@@ -149,6 +161,13 @@ impl Channel {
             None => {}
         }
         Ok(received)
+    }
+
+    /// Looks for a request for a moment; whether there is one.
+    fn spin(&self, py: Python<'_>) -> PyResult<bool> {
+        let mut guard = self.inner()?;
+        let inner: &mut WorkerChannel = &mut guard;
+        Ok(py.detach(|| inner.spin())?)
     }
 
     /// Waits for a request; false when the host is gone or none came for as long as the handler says.
@@ -321,6 +340,8 @@ struct Several {
 struct Desk<'a, 'py> {
     handler: &'a Bound<'py, PyAny>,
     sys: Bound<'py, PyModule>,
+    /// What is in that module.
+    names: Bound<'py, PyDict>,
     buffer: Small,
     /// The function that was called last.
     last: Option<(u64, Bound<'py, PyAny>)>,
@@ -335,9 +356,9 @@ struct Desk<'a, 'py> {
 impl Desk<'_, '_> {
     /// Whether `sys.path` is as long as it was, at a glance.
     fn has_same_path(&self) -> bool {
-        let now = self.sys.getattr(intern!(self.sys.py(), "path"));
+        let now = self.names.get_item(intern!(self.sys.py(), "path"));
         match (now, &self.path) {
-            (Ok(now), Some((path, len))) => now.is(path) && now.len().is_ok_and(|now| now == *len),
+            (Ok(Some(now)), Some((path, len))) => now.is(path) && now.len().is_ok_and(|now| now == *len),
             _ => false,
         }
     }

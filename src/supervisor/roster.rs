@@ -493,11 +493,13 @@ pub struct Launch {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// The workers of one kind that wait for a call, boxed because they are large and come and go with every
-/// call. Those that never served one are its spares.
+/// Workers that wait, boxed because they are large and come and go with every call.
+type Waiting = Vec<Box<HostWorker>>;
+
+/// The workers of one kind that wait for a call. Those that never served one are its spares.
 #[derive(Debug, Default)]
 struct Idle {
-    waiting: Vec<Box<HostWorker>>,
+    waiting: Waiting,
     demand: Demand,
     /// Spares that are being asked for just now.
     coming: usize,
@@ -529,14 +531,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Which of these to take: one that is ready rather than one that starts; of those that are ready the one
 /// that waited least, as its memory is warm and the others may retire, and a spare last; of those that
 /// start the one that began first.
-fn best(waiting: &mut [Box<HostWorker>], limit: u32) -> Option<usize> {
+fn best(waiting: &mut Waiting, limit: u32) -> Option<usize> {
     let mut spare = None;
     let mut starts = None;
     for (at, worker) in waiting.iter_mut().enumerate().rev() {
         if worker.served >= limit {
             continue;
         }
-        if worker.ready || (worker.is_fit() && worker.ready) {
+        // Whether one that starts is ready by now is found out by a look at it.
+        if !worker.ready {
+            worker.is_fit();
+        }
+        if worker.ready {
             if worker.served > 0 {
                 return Some(at);
             }

@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use super::claim;
 use super::host::{HostChannel, Ring};
 use super::layout::{
-    CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES,
-    RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
+    ASLEEP, CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
+    RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
 };
 use super::record::{
     Body, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, SHORT_MAX,
@@ -172,7 +172,7 @@ pub fn host_reads(bytes: &[u8]) {
         13 => {
             peer.scribble(STACK, STACK_LEN, input);
             segment.u32(DUMP_COMPLETE).store(u32::from(input.byte()), Ordering::Relaxed);
-            segment.u32(WORKER_ASLEEP).store(1, Ordering::Relaxed);
+            segment.u32(WORKER_ASLEEP).store(ASLEEP, Ordering::Relaxed);
             if input.byte() == 0 {
                 peer.socket = None;
             }

@@ -9,7 +9,8 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
     ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS,
-    RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
+    RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, STUCK,
+    WORKER_ASLEEP,
 };
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader,
@@ -170,7 +171,7 @@ impl HostChannel {
         } else if claim::hand(self.segment.u64(CLAIM), count) {
             self.handed = claim::more(self.handed, count);
             reach(Step::HostHanded);
-            return Ok((Handed::Yes, self.wake_worker()?));
+            return Ok((Handed::Yes, self.wake_worker(|flag| flag != AWAKE)?));
         } else {
             Handed::Retired
         };
@@ -360,16 +361,15 @@ impl HostChannel {
     /// Lets the worker use the room of all responses that were received.
     pub fn acknowledge(&self) -> io::Result<()> {
         self.segment.u64(RESPONSE_READ).store(self.response_read, Ordering::Release);
-        // It may be waiting for that.
-        self.wake_worker().map(|_| ())
+        // It may be waiting for that; one that has nothing to do may go on sleeping.
+        self.wake_worker(|flag| flag == STUCK).map(|_| ())
     }
 
-    /// Rings the worker if it has raised its flag; whether it had.
-    fn wake_worker(&self) -> io::Result<bool> {
+    /// Rings the worker if it has raised such a flag; whether it had.
+    fn wake_worker(&self, flagged: impl Fn(u32) -> bool) -> io::Result<bool> {
         fence(Ordering::SeqCst);
-        if self.segment.u32(WORKER_ASLEEP).load(Ordering::Relaxed) != 0
-            && self.segment.u32(WORKER_ASLEEP).swap(0, Ordering::SeqCst) != 0
-        {
+        let asleep = self.segment.u32(WORKER_ASLEEP);
+        if flagged(asleep.load(Ordering::Relaxed)) && asleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
             ring(self.socket.as_fd())?;
             return Ok(true);
         }
@@ -384,7 +384,7 @@ impl HostChannel {
     /// Looks for a response for as long as that is cheaper than sleeping; whether there is one.
     pub fn spin(&mut self) -> bool {
         let (segment, read) = (&self.segment, self.response_read);
-        self.spin.until(|| segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
+        self.spin.until(false, || segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
     }
 
     /// Raises the flag that asks the worker to ring. False if there is something to do first.

@@ -8,7 +8,7 @@ pub const INLINE_MAX: usize = 16 * 1024;
 /// Bytes for the stack dump: `faulthandler` shows at most 100 frames a thread.
 pub const STACK_LEN: usize = 64 * 1024;
 
-/// Written by the host: whether it sleeps and wants to be rung (u32, one of the three below).
+/// Written by the host: whether it sleeps and wants to be rung (u32): `AWAKE`, `ASLEEP` or `DOZING`.
 pub const HOST_ASLEEP: usize = 64;
 /// It does not.
 pub const AWAKE: u32 = 0;
@@ -16,11 +16,14 @@ pub const AWAKE: u32 = 0;
 pub const ASLEEP: u32 = 1;
 /// It does, but not for every answer.
 pub const DOZING: u32 = 2;
+/// The worker does until there is room for its answer.
+pub const STUCK: u32 = 3;
 /// Written by the host: how far it has read the responses (u64).
 pub const RESPONSE_READ: usize = 72;
 /// Written by the host: the worker is to end once its stack is dumped (u32).
 pub const DUMP_IS_LAST: usize = 80;
-/// Written by the worker: it sleeps and wants to be rung (u32).
+/// Written by the worker: whether it sleeps and wants to be rung (u32): `AWAKE`, `ASLEEP` until there is a
+/// request, or `STUCK`.
 pub const WORKER_ASLEEP: usize = 128;
 /// Written by the worker: how far it has written responses (u64).
 pub const RESPONSE_WRITTEN: usize = 136;

@@ -16,40 +16,47 @@ const MOST: Duration = Duration::from_micros(50);
 const LEAST: Duration = Duration::from_micros(6);
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
+/// Of so many looks one is a long one, however vain they have been: the other side may have become quick.
+const PROBE: u32 = 16;
 
 /// One side's patience with the other.
 #[derive(Debug)]
 pub struct Spin {
     limit: Duration,
+    looks: u32,
 }
 
 impl Default for Spin {
     fn default() -> Self {
-        Self { limit: MOST }
+        Self { limit: MOST, looks: 0 }
     }
 }
 
 impl Spin {
-    /// Looks until `found`, for a while; whether it was.
-    pub fn until(&mut self, mut found: impl FnMut() -> bool) -> bool {
+    /// Looks until `found`, for a while; whether it was. Where the other side had to be `woken`, it is not
+    /// waited for if that was in vain lately: it may need this core.
+    pub fn until(&mut self, woken: bool, mut found: impl FnMut() -> bool) -> bool {
         if found() {
             return true;
         }
-        if !has_cores() {
+        self.looks = self.looks.wrapping_add(1);
+        let is_probe = self.looks.is_multiple_of(PROBE);
+        if !has_cores() || (woken && self.limit == LEAST && !is_probe) {
             return false;
         }
+        let limit = if is_probe { MOST } else { self.limit };
         // Reading the clock takes as long as a few looks: not before it matters.
         let mut end = None;
         loop {
             for _ in 0..LOOKS {
                 if found() {
-                    self.limit = (self.limit * 2).min(MOST);
+                    self.limit = MOST;
                     return true;
                 }
                 std::hint::spin_loop();
             }
             let now = sys::now();
-            if now >= *end.get_or_insert(now + self.limit) {
+            if now >= *end.get_or_insert(now + limit) {
                 self.limit = (self.limit / 2).max(LEAST);
                 return false;
             }
@@ -73,13 +80,13 @@ mod tests {
         if !has_cores() {
             return;
         }
-        for _ in 0..10 {
-            assert!(!spin.until(|| false));
+        for _ in 0..PROBE - 1 {
+            assert!(!spin.until(true, || false));
         }
         assert_eq!(LEAST, spin.limit);
-        for _ in 0..10 {
+        for _ in 0..PROBE {
             let mut looks = 0;
-            assert!(spin.until(|| {
+            assert!(spin.until(true, || {
                 looks += 1;
                 looks > 1
             }));

@@ -10,8 +10,8 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::host::ring;
 use super::layout::{
-    AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ,
-    RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, WORKER_ASLEEP,
+    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS,
+    RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK, WORKER_ASLEEP,
 };
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
@@ -90,6 +90,8 @@ pub struct WorkerChannel {
     /// Where the records end whose files the host may not have taken yet.
     files_pending: VecDeque<u64>,
     spin: Spin,
+    /// Whether the host was rung since we last looked for a request.
+    rang: bool,
     /// How many answers the host does not know of, if it dozes.
     untold: u32,
     /// Whether it dozed when we last found it not awake.
@@ -122,6 +124,7 @@ impl WorkerChannel {
             files_out: FilesOut::default(),
             files_pending: VecDeque::new(),
             spin: Spin::default(),
+            rang: false,
             untold: 0,
             host_dozes: false,
         }
@@ -201,26 +204,30 @@ impl WorkerChannel {
         Ok(Request { task, function, sections, body, plain, count })
     }
 
-    /// Waits until the host rings, for at most `limit`.
-    pub fn sleep(&mut self, limit: Duration) -> io::Result<Slept> {
+    /// Looks for a request for as long as that is cheaper than sleeping; whether there is one. All that
+    /// was answered is told before.
+    pub fn spin(&mut self) -> io::Result<bool> {
         if self.untold > 0 {
             self.wake_host(true)?;
         }
+        let rang = std::mem::take(&mut self.rang);
         let (segment, claimed) = (self.segment, self.claimed);
-        if self.spin.until(|| claim::load(segment.u64(CLAIM)).handed != claimed) {
-            return Ok(Slept::Rung);
-        }
+        Ok(self.spin.until(rang, || claim::load(segment.u64(CLAIM)).handed != claimed))
+    }
+
+    /// Waits until the host rings, for at most `limit`.
+    pub fn sleep(&mut self, limit: Duration) -> io::Result<Slept> {
         let until = sys::now() + limit;
         let asleep = self.segment.u32(WORKER_ASLEEP);
-        asleep.store(1, Ordering::SeqCst);
+        asleep.store(ASLEEP, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if claim::load(self.segment.u64(CLAIM)).unclaimed() > 0 {
-            asleep.store(0, Ordering::Relaxed);
+            asleep.store(AWAKE, Ordering::Relaxed);
             return Ok(Slept::Rung);
         }
         reach(Step::WorkerSleeps);
         let slept = self.wait_for_bell(until, limit)?;
-        asleep.store(0, Ordering::Relaxed);
+        asleep.store(AWAKE, Ordering::Relaxed);
         Ok(slept)
     }
 
@@ -370,15 +377,15 @@ impl WorkerChannel {
         self.wake_host(true)?;
         let before = self.segment.u64(RESPONSE_READ).load(Ordering::Acquire);
         let asleep = self.segment.u32(WORKER_ASLEEP);
-        asleep.store(1, Ordering::SeqCst);
+        asleep.store(STUCK, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.segment.u64(RESPONSE_READ).load(Ordering::Acquire) != before {
-            asleep.store(0, Ordering::Relaxed);
+            asleep.store(AWAKE, Ordering::Relaxed);
             return Ok(true);
         }
         let limit = Duration::from_secs(3600);
         let slept = self.wait_for_bell(sys::now() + limit, limit)?;
-        asleep.store(0, Ordering::Relaxed);
+        asleep.store(AWAKE, Ordering::Relaxed);
         Ok(slept != Slept::Ended)
     }
 
@@ -393,6 +400,7 @@ impl WorkerChannel {
                 self.host_dozes = flag == DOZING;
                 self.untold = 0;
                 if asleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
+                    self.rang = true;
                     ring(self.socket.as_fd())?;
                 }
             }
