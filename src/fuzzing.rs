@@ -4,7 +4,7 @@
 //! The functions are also run by plain tests, on random bytes and on the corpora that fuzzing left.
 
 pub use crate::forkserver::fuzz_messages as messages;
-pub use crate::transport::fuzzing::{blob, claim_word, host_reads, records, worker_reads};
+pub use crate::transport::fuzzing::{blob, claim_word, host_reads, parcel, records, worker_reads};
 
 #[cfg(test)]
 mod tests {
@@ -14,11 +14,12 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 6] = [
+    const TARGETS: [(&str, Target); 7] = [
         ("blob", blob),
         ("claim_word", claim_word),
         ("host_reads", host_reads),
         ("messages", messages),
+        ("parcel", parcel),
         ("records", records),
         ("worker_reads", worker_reads),
     ];

@@ -10,7 +10,7 @@
 //!
 //! Dependencies point one way: `python` (the only room that names pyo3) to `supervisor` (what to
 //! do, and when) to `forkserver` and `transport` (processes, and the way of bytes) to `sys` (the
-//! only room that names nix or libc, and the only unsafe code).
+//! only room that names nix or libc, and the only unsafe code but for Python's buffers).
 
 #[cfg(not(unix))]
 compile_error!("killercall supports Linux and macOS; it needs fork, process groups and unix sockets");
@@ -34,8 +34,8 @@ mod _core {
 
     #[pymodule_export]
     use super::python::{
-        Caller, Captures, Channel, Job, Outcome, Plan, PyLaunch, Roster, ServerCopy, Surroundings, boot,
-        decode_plain, ease_memory_limit, keep_open,
+        Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, PyLaunch, Roster, ServerCopy,
+        Surroundings, boot, decode_plain, ease_memory_limit, keep_at_most, keep_nothing, keep_open,
     };
 
     #[pymodule_init]
@@ -49,6 +49,7 @@ mod _core {
             module.add("FAULT_STEPS", super::sys::fault::Step::NAMES)?;
         }
         module.add("SETUP", super::supervisor::SETUP)?;
+        module.add("LARGE_FUNCTIONS_MAX", super::supervisor::LARGE_FUNCTIONS_MAX)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -1,7 +1,9 @@
-"""The cgroups that enclose this process, of either version."""
+"""The cgroups that enclose this process, of either version, and how much memory they leave it."""
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,3 +35,18 @@ def enclosing_groups(controller: str) -> Iterator[tuple[Path, bool]]:
             if group in {root, group.parent}:
                 break
             group = group.parent
+
+
+@functools.cache
+def memory() -> int:
+    """The bytes of memory that this machine has, or that the enclosing cgroups allow."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for group, unified in enclosing_groups("memory"):
+        try:
+            name = "memory.max" if unified else "memory.limit_in_bytes"
+            limit = (group / name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if limit.isdecimal():
+            found = min(found, int(limit))
+    return found

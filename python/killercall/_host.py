@@ -98,6 +98,9 @@ def shutdown() -> None:
         >>> killercall.shutdown()
     """
     _shared.roster.shutdown()
+    # Their workers are gone, so what was kept for the next call is of no use.
+    _shared.interner.forget_large()
+    _core.keep_nothing()
 
 
 _is_exiting = False
@@ -203,7 +206,7 @@ class HostJob:
         elif not (
             _payload.takes_plain(self._options.serializer) and self._job.submit_call(task, *call)
         ):
-            self._job.submit(task, _dump_call(self._options.serializer, *call))
+            self._job.submit(task, _dump_call(self._options, *call))
 
     def submit_items(self, items: list[Any], start: int, most: int) -> int:
         """
@@ -218,6 +221,10 @@ class HostJob:
     def queued(self) -> int:
         """Calls that wait for a worker."""
         return self._job.queued()
+
+    def large(self) -> int:
+        """Calls with large arguments that have not ended."""
+        return self._job.large()
 
     def wait(self) -> list[_core.Outcome]:
         """
@@ -346,12 +353,16 @@ def value_of(function: Any, options: Options, outcome: _core.Outcome) -> Any:
     return _loads(options, outcome.body, what, plain=outcome.plain)
 
 
-def _loads(options: Options, data: bytes | None, what: str, *, plain: bool = False) -> Any:
+def _loads(
+    options: Options, data: bytes | _core.Arrived | None, what: str, *, plain: bool = False
+) -> Any:
     if data is None:
         message = f"{what} got lost"
         raise SerializationError(message)
     try:
-        return _core.decode_plain(data, False) if plain else options.serializer.loads(data)
+        if plain:
+            return _core.decode_plain(data, False)
+        return _payload.loads(options.serializer, data)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -419,7 +430,7 @@ class Plan:
                 self._plan,
                 captures,
                 surroundings.seen,
-                functools.partial(_dump_call, serializer),
+                functools.partial(_dump_call, options),
                 _payload.takes_plain(serializer),
             )
 
@@ -447,12 +458,20 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
         options.retry_on,
         options.calls_per_worker,
     )
+    interner = _shared.interner
+    if options.start_method == "fork":
+        data = _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
+        return {"function": interner.number(data), "function_bytes": data}
+    parts = _payload.parts_of(options.serializer, (function, *described))
+    if parts is not None and parts.is_large():
+        number, parcel = interner.large(parts)
+        return {"function": number, "function_bytes": parcel}
     data = (
-        _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
-        if options.start_method == "fork"
-        else _dump_function(options.serializer, function, described)
+        _dump_function(options.serializer, function, described)
+        if parts is None
+        else parts.in_one()
     )
-    return {"function": _shared.interner.number(data), "function_bytes": data}
+    return {"function": interner.number(data), "function_bytes": data}
 
 
 def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, Any]:
@@ -495,11 +514,13 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
 
 
 def _dump_call(
-    serializer: _payload.Serializer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bytes:
-    call = (args, kwargs)
-    if _payload.takes_plain(serializer) and _payload.needs_no_help(call):
-        return pickle.dumps(call, _payload.PROTOCOL)
+    options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bytes | _core.Parcel:
+    serializer, call = options.serializer, (args, kwargs)
+    parts = _payload.parts_of(serializer, call)
+    if parts is not None:
+        # What may have to be sent again must stay as it is.
+        return parts.sent(given=not options.retries)
     try:
         data = serializer.dumps(call)
     except KeyboardInterrupt:

@@ -12,6 +12,9 @@ through the serializer, by default cloudpickle with these differences:
   that.
 - Code keeps the name of its file, so that tracebacks and stacks have source lines. (From 3.1.3 on
   cloudpickle calls all files `<dynamic-code>`.)
+
+Large values become a parcel: the buffers of arrays stay out of the pickled stream, and all of it is
+written once, into a file that the receiver maps.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
+from killercall import _core
 from killercall._exceptions import SerializationError, new_exception, set_attribute
 
 if TYPE_CHECKING:
@@ -96,8 +100,14 @@ _BY_VALUE = ("make", "arguments", "state", "items", "pairs", "set_state")
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Cloudpickle's, with the differences that the module describes."""
 
-    def __init__(self, file: io.BytesIO, *, towards_host: bool) -> None:
-        super().__init__(file, protocol=PROTOCOL)
+    def __init__(
+        self,
+        file: Any,
+        *,
+        towards_host: bool,
+        leave_out: Callable[[pickle.PickleBuffer], object] | None = None,
+    ) -> None:
+        super().__init__(file, protocol=PROTOCOL, buffer_callback=leave_out)
         self._towards_host = towards_host
 
     def reducer_override(self, obj: Any) -> Any:
@@ -444,6 +454,78 @@ def track_classes(function: Any) -> None:
             _internals._get_or_create_tracker_id(part)
 
 
+# A shorter buffer stays in the stream: a copy takes less than its own place in a file.
+_BUFFER_MIN = 16 * 1024
+# A shorter stream without buffers needs no file of its own.
+_STREAM_MIN = 64 * 1024
+# More buffers than that are no gain.
+_BUFFERS_MAX = 10_000
+
+
+class Parts:
+    """
+    What a pickler writes, in pieces, and the buffers that it leaves out.
+
+    None of it is a copy: large objects are pieces themselves.
+    """
+
+    __slots__ = ("buffers", "stream", "write")
+
+    def __init__(self) -> None:
+        self.stream: list[Any] = []
+        self.buffers: list[memoryview] = []
+        self.write = self.stream.append
+
+    def leave_out(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether it stays in the stream."""
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            # It is not in one piece; the pickler says what that means.
+            return True
+        if raw.nbytes < _BUFFER_MIN or len(self.buffers) == _BUFFERS_MAX:
+            return True
+        self.buffers.append(raw)
+        return False
+
+    def is_large(self) -> bool:
+        """Whether that is worth a parcel."""
+        return bool(self.buffers) or (
+            len(self.stream) > 1 and sum(map(len, self.stream)) >= _STREAM_MIN
+        )
+
+    def lengths(self) -> tuple[int, ...]:
+        """Those of the stream and of each buffer."""
+        return sum(map(len, self.stream)), *(buffer.nbytes for buffer in self.buffers)
+
+    def in_one(self) -> bytes:
+        """The stream of what is not large."""
+        return self.stream[0] if len(self.stream) == 1 else b"".join(self.stream)
+
+    def sent(self, *, given: bool) -> bytes | _core.Parcel:
+        """As it travels; what is `given` goes to one receiver, once."""
+        if not self.is_large():
+            return self.in_one()
+        _keep_used_files()
+        return _core.Parcel(self.stream, self.buffers, given)
+
+
+_keeps_used_files = False
+
+# The part of this machine's memory that files which may be used again take at most.
+_SHARE = 16
+
+
+def _keep_used_files() -> None:
+    """Says how much there is to share, once."""
+    global _keeps_used_files  # ruff: ignore[global-statement] - one per process, like what it describes
+    if not _keeps_used_files:
+        from killercall._cgroups import memory
+
+        _core.keep_at_most(memory() // _SHARE)
+        _keeps_used_files = True
+
+
 class _Cloudpickle:
     """The default serializer."""
 
@@ -457,6 +539,13 @@ class _Cloudpickle:
         _Pickler(buffer, towards_host=self._towards_host).dump(obj)
         return buffer.getvalue()
 
+    def dump_parts(self, obj: Any, parts: Parts) -> None:
+        """The same, without a copy."""
+        if needs_no_help(obj):
+            pickle.Pickler(parts, PROTOCOL, buffer_callback=parts.leave_out).dump(obj)
+        else:
+            _Pickler(parts, towards_host=self._towards_host, leave_out=parts.leave_out).dump(obj)
+
     def loads(self, data: bytes) -> Any:
         return pickle.loads(data)
 
@@ -468,6 +557,10 @@ class _Pickle:
 
     def dumps(self, obj: Any) -> bytes:
         return pickle.dumps(obj, PROTOCOL)
+
+    def dump_parts(self, obj: Any, parts: Parts) -> None:
+        """The same, without a copy."""
+        pickle.Pickler(parts, PROTOCOL, buffer_callback=parts.leave_out).dump(obj)
 
     def loads(self, data: bytes) -> Any:
         return pickle.loads(data)
@@ -540,10 +633,12 @@ def dumps(
     `what` is the first word of the path, such as `args`. Exceptions of the types `passing` are no
     fault of the value: in the host that is Ctrl+C, in a worker there is none.
     """
-    if isinstance(serializer, _Cloudpickle) and needs_no_help(value):
-        return pickle.dumps(value, PROTOCOL)
     try:
-        data = serializer.dumps(value)
+        data = (
+            pickle.dumps(value, PROTOCOL)
+            if isinstance(serializer, _Cloudpickle) and needs_no_help(value)
+            else serializer.dumps(value)
+        )
     except passing:
         raise
     except BaseException as error:
@@ -555,6 +650,45 @@ def dumps(
         message = f"the serializer's dumps must return bytes, not {type(data).__qualname__}"
         raise SerializationError(message, path=what)
     return data
+
+
+def pack(
+    serializer: Serializer,
+    value: Any,
+    what: str,
+    *,
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+    given: bool,
+) -> bytes | _core.Parcel:
+    """The same, as a parcel if it is large; for `given` see there."""
+    parts = parts_of(serializer, value, passing)
+    return dumps(serializer, value, what, passing=passing) if parts is None else parts.sent(given=given)
+
+
+def parts_of(
+    serializer: Serializer,
+    value: Any,
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
+) -> Parts | None:
+    """What it is pickled to; None if it cannot be, or not in parts: `dumps` says more."""
+    if not isinstance(serializer, (_Cloudpickle, _Pickle)):
+        return None
+    parts = Parts()
+    try:
+        serializer.dump_parts(value, parts)
+    except passing:
+        raise
+    except BaseException:
+        return None
+    return parts
+
+
+def loads(serializer: Serializer, data: bytes | _core.Arrived) -> Any:
+    """What `dumps` or `pack` made, back."""
+    if type(data) is not _core.Arrived:
+        return serializer.loads(data)  # type: ignore[arg-type]
+    stream, buffers = data.open()
+    return pickle.loads(stream, buffers=buffers)
 
 
 # Where the search for a culprit ends: a value nested without end has no innermost part, and each
@@ -672,11 +806,16 @@ short_repr = _short
 
 
 class Interner:
-    """Numbers for function payloads: the same bytes, the same number, so that each is sent once."""
+    """
+    Numbers for function payloads: the same bytes, the same number, so that each is sent once.
+
+    Of large ones it keeps the parcel itself, and compares what there is now with what is in there.
+    """
 
     def __init__(self, limit: int = 4096) -> None:
         """Forgets the least recently used above `limit`; a forgotten one is sent again."""
         self._numbers: OrderedDict[bytes, int] = OrderedDict()
+        self._large: OrderedDict[Any, tuple[int, _core.Parcel]] = OrderedDict()
         self._next = itertools.count(1)
         self._limit = limit
 
@@ -691,3 +830,35 @@ class Interner:
                 with contextlib.suppress(KeyError):
                     self._numbers.popitem(last=False)
         return number
+
+    def large(self, parts: Parts) -> tuple[int, _core.Parcel]:
+        """The number of a large payload, and the parcel that it is in."""
+        # The same code with other data, or with the same; the older version is of no more use.
+        key = parts.lengths(), bytes(parts.stream[0][:_KEY_LENGTH])
+        known = self._large.get(key)
+        if known is None or not known[1].holds(parts.stream, parts.buffers):
+            known = next(self._next), _core.Parcel(parts.stream, parts.buffers, False)
+        self._large[key] = known
+        # Another thread may do so at the same moment.
+        with contextlib.suppress(KeyError):
+            self._large.move_to_end(key)
+            _keep_used_files()
+            while len(self._large) > 1 and self._is_too_much():
+                self._large.popitem(last=False)
+        return known
+
+    def _is_too_much(self) -> bool:
+        from killercall._cgroups import memory
+
+        kept = list(self._large.values())
+        return len(kept) > _LARGE_MAX or sum(parcel.len for _, parcel in kept) > memory() // _SHARE
+
+    def forget_large(self) -> None:
+        """Lets go of their memory."""
+        self._large.clear()
+
+
+# Most large functions whose files are kept.
+_LARGE_MAX = 16
+# How much of a stream tells most functions from each other.
+_KEY_LENGTH = 4096

@@ -25,6 +25,9 @@ DEFAULT_TIMEOUT = 4.0
 # How many pickled items wait in the host at most. Enough to keep workers busy while the host
 # pickles, few enough for large maps in constant memory.
 _AHEAD = 4096
+# Large items are not copied before they are needed: as many for each worker, and these.
+_LARGE_PER_WORKER = 2
+_LARGE_MORE = 2
 
 
 def killer_pmap(
@@ -164,7 +167,8 @@ class _Map(_Results):
         if self._next == end or self._job.queued() >= _AHEAD // 2:
             return
         most = self._next + _AHEAD - self._job.queued()
-        while self._next < min(end, most):
+        large = _LARGE_PER_WORKER * self._workers + _LARGE_MORE
+        while self._next < min(end, most) and self._job.large() < large:
             self._next = self._job.submit_items(self.items, self._next, most - self._next)
             if self._next < min(end, most):
                 self._submit(self._next)

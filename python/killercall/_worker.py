@@ -6,6 +6,7 @@ Everything here that is not the function's own is under the same deadline as the
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import faulthandler
@@ -96,6 +97,8 @@ class _Worker:
         self._pid = os.getpid()
         # Those that could not be unpickled stay bytes: what was in the way may be gone next time.
         self._functions: dict[int, _Function] = {}
+        # Of those the large ones, in the order in which they came.
+        self._large: collections.deque[int] = collections.deque()
         self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
         self._follow = {"cwd": True, "environment": True}
         self._inherited = False
@@ -124,13 +127,13 @@ class _Worker:
         task: int,
         number: int,
         context: bytes | None,
-        function: bytes | None,
-        arguments: bytes | None,
+        function: bytes | _core.Arrived | None,
+        arguments: bytes | _core.Arrived | None,
         plain: bool,  # ruff: ignore[boolean-type-hint-positional-argument] - from the native side
     ) -> bool:
         """Does all that a request asks for; whether to go on."""
         if task == _core.SETUP:
-            self._setup(arguments or b"")
+            self._setup(arguments if isinstance(arguments, bytes) else b"")
             return True
         self._raised = False
         try:
@@ -167,7 +170,7 @@ class _Worker:
 
     def _finish(self, task: int, number: int, value: Any) -> bool:
         try:
-            body = _payload.dumps(self._serializer, value, "result", passing=())
+            body = _payload.pack(self._serializer, value, "result", passing=(), given=True)
         except BaseException as error:
             return self._fail(task, number, error)
         return self._send("returned", task, number, body)
@@ -186,7 +189,7 @@ class _Worker:
         kind = "raised retryable" if retryable else "raised"
         return self._send(kind, task, number, _describe(error, self._serializer))
 
-    def _send(self, kind: str, task: int, number: int, body: bytes) -> bool:
+    def _send(self, kind: str, task: int, number: int, body: bytes | _core.Parcel) -> bool:
         _flush()
         known = self._functions.get(number)
         most = None if known is None else known.most_calls
@@ -266,26 +269,35 @@ class _Worker:
         failure.__cause__ = error
         return failure.with_traceback(error.__traceback__)
 
-    def _load_function(self, number: int, pickled: bytes) -> None:
+    def _load_function(self, number: int, pickled: bytes | _core.Arrived) -> None:
+        if type(pickled) is _core.Arrived:
+            # The host counts in the same way.
+            self._large.append(number)
+            if len(self._large) > _core.LARGE_FUNCTIONS_MAX:
+                oldest = self._large.popleft()
+                self._functions.pop(oldest, None)
+                self._channel.forget(oldest)
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(pickled)
                 known = _Function(inherited.function, *rest)
             else:
-                known = _Function(*self._serializer.loads(pickled))
+                known = _Function(*_payload.loads(self._serializer, pickled))
         except BaseException as error:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
         if not known.grace and known.most_calls is None:
             self._channel.know(number, known.function)
 
-    def _call(self, known: _Function, pickled: bytes, *, plain: bool) -> Any:
+    def _call(self, known: _Function, pickled: bytes | _core.Arrived, *, plain: bool) -> Any:
         if self._inherited and inherited is not None:
             args, kwargs = inherited.calls[int(pickled)]
         else:
             try:
                 args, kwargs = (
-                    _core.decode_plain(pickled, True) if plain else self._serializer.loads(pickled)
+                    _core.decode_plain(pickled, True)
+                    if plain
+                    else _payload.loads(self._serializer, pickled)
                 )
             except BaseException as error:
                 raise self._unloadable("arguments", error) from error

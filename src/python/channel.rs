@@ -10,6 +10,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use super::parcel::{Arrived, Parcel};
 use super::plain;
 use super::processes::take_fd;
 use super::watches::Surroundings;
@@ -18,7 +19,7 @@ use crate::sys;
 use crate::sys::fault::{Step, reach};
 use crate::time::Moment;
 use crate::transport::plain::skip;
-use crate::transport::{Body, Received, ReplyKind, Request, Slept, Small, WorkerChannel};
+use crate::transport::{Body, Received, ReplyKind, Request, Slept, Small, WorkerChannel, pool};
 
 /// The worker's end of the channel to its host.
 #[pyclass(frozen, module = "killercall._core")]
@@ -66,6 +67,12 @@ impl Channel {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner).insert(number, function);
     }
 
+    /// It does not have it any more.
+    fn forget(&self, number: u64) {
+        let known = self.functions.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        drop(known);
+    }
+
     /// Whether `serve` may do so.
     fn set_direct(&self, is_direct: bool) {
         self.is_direct.store(is_direct, Ordering::Relaxed);
@@ -108,7 +115,7 @@ impl Channel {
                         desk.several = Some(Several { request, next: 0, position: 0 });
                         self.call_next(&mut desk)?
                     }
-                    Received::Request(request) => self.answer(&mut desk, &request)?,
+                    Received::Request(request) => self.answer(&mut desk, request)?,
                     Received::Next => self.call_next(&mut desk)?,
                 };
                 if !goes_on {
@@ -129,8 +136,17 @@ impl Channel {
 
     /// Sends a response; false if the host is gone. If this process has served as many calls as it may,
     /// `most`, it ends with that, so that none of its other threads goes on.
+    ///
+    /// The body is bytes, or for a value a parcel.
     #[pyo3(signature = (kind, task, body, most = None))]
-    fn send(&self, py: Python<'_>, kind: &str, task: u64, body: &[u8], most: Option<u32>) -> PyResult<bool> {
+    fn send(
+        &self,
+        py: Python<'_>,
+        kind: &str,
+        task: u64,
+        body: &Bound<'_, PyAny>,
+        most: Option<u32>,
+    ) -> PyResult<bool> {
         let kind = match kind {
             "ready" => ReplyKind::Ready,
             "setup failed" => ReplyKind::SetupFailed,
@@ -141,7 +157,14 @@ impl Channel {
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
         reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
-        let sent = self.respond(py, kind, task, body, sys::now())?;
+        let sent = if let Ok(parcel) = body.cast::<Parcel>() {
+            let parcel = &parcel.get().0;
+            let mut guard = self.inner()?;
+            let inner: &mut WorkerChannel = &mut guard;
+            py.detach(|| inner.send_parcel(kind, task, parcel))?
+        } else {
+            self.respond(py, kind, task, body.cast::<PyBytes>()?.as_bytes(), sys::now())?
+        };
         if let Some(most) = most
             && self.inner()?.served() >= most
         {
@@ -177,8 +200,10 @@ impl Channel {
         let limit = Duration::try_from_secs_f64(idle).map_err(|e| PyValueError::new_err(e.to_string()))?;
         let mut guard = self.inner()?;
         let inner: &mut WorkerChannel = &mut guard;
-        match py.detach(|| inner.sleep(limit))? {
+        let short = if pool::is_empty() { limit } else { limit.min(KEEP) };
+        match py.detach(|| inner.sleep(short))? {
             Slept::Rung => {}
+            Slept::Timeout if pool::clear() => {}
             Slept::Interrupted => {
                 drop(guard);
                 py.check_signals()?;
@@ -221,13 +246,13 @@ impl Channel {
     }
 
     /// Answers a request for one call; whether to go on.
-    fn answer(&self, desk: &mut Desk<'_, '_>, request: &Request) -> PyResult<bool> {
+    fn answer(&self, desk: &mut Desk<'_, '_>, request: Request) -> PyResult<bool> {
         let [context, function, _] = request.sections;
         if request.plain
             && context + function == 0
             && let Some(function) = self.direct(desk, request.function)
         {
-            let arguments = arguments(desk.sys.py(), &request.body);
+            let arguments = arguments(desk.sys.py(), &request);
             return self.call(desk, request.task, request.function, &function, arguments);
         }
         // It may replace what this function is.
@@ -240,7 +265,8 @@ impl Channel {
         let py = desk.sys.py();
         let gone = || PyConnectionError::new_err("a call of a request that is not there");
         let mut several = desk.several.take().ok_or_else(gone)?;
-        let Body::Inline(bytes) = &several.request.body else { return Err(gone()) };
+        // Only what fits the ring goes together.
+        let bytes = &several.request.inline;
         let (task, number) = (several.request.task + several.next, several.request.function);
         let mut rest = bytes.get(several.position..).ok_or_else(gone)?;
         let goes_on = if let Some(function) = self.direct(desk, number) {
@@ -327,6 +353,9 @@ impl Channel {
 /// else to do. What it has printed goes out then as well.
 const QUICK: Duration = Duration::from_nanos(250);
 
+/// How long an idle worker keeps files that it might use again.
+const KEEP: Duration = Duration::from_secs(2);
+
 /// A request for several calls, and how far it has come.
 struct Several {
     request: Request,
@@ -388,34 +417,45 @@ impl Desk<'_, '_> {
 /// Arguments and keyword arguments.
 type Call<'py> = (Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>);
 
-fn arguments<'py>(py: Python<'py>, body: &Body) -> PyResult<Call<'py>> {
-    match body {
-        Body::Inline(bytes) => plain::decode_call(py, bytes),
-        Body::File(_) => {
-            let mut bytes = vec![0; body.len()];
-            body.read(0, &mut bytes)?;
-            plain::decode_call(py, &bytes)
+fn arguments<'py>(py: Python<'py>, request: &Request) -> PyResult<Call<'py>> {
+    // There is nothing else in such a request.
+    match request.files.first() {
+        None => plain::decode_call(py, &request.inline),
+        Some((_, body)) => {
+            let bytes = PyBytes::new_with(py, body.len(), |into| Ok(body.read(0, into)?))?;
+            plain::decode_call(py, bytes.as_bytes())
         }
     }
 }
 
 /// Has the handler do all of it.
-fn hand_over(handler: &Bound<'_, PyAny>, request: &Request) -> PyResult<bool> {
+fn hand_over(handler: &Bound<'_, PyAny>, request: Request) -> PyResult<bool> {
     let py = handler.py();
-    let mut offset = 0;
+    let (mut inline, mut files) = (&request.inline[..], request.files);
     // `None` where empty, or where there is no memory for it. Arguments are never empty.
-    let mut section = |len: usize| {
-        let bytes = PyBytes::new_with(py, len, |into| Ok(request.body.read(offset, into)?));
-        offset += len;
+    let mut section = |at: usize| -> PyResult<Option<Bound<'_, PyAny>>> {
+        let file = files.iter().position(|(place, _)| *place == at).map(|found| files.remove(found).1);
+        let len = request.sections[at];
+        let bytes = match file {
+            Some(Body::Parcel(parcel)) => return Ok(Some(Bound::new(py, Arrived::new(parcel))?.into_any())),
+            Some(file) => PyBytes::new_with(py, len, |into| Ok(file.read(0, into)?)),
+            None => {
+                let (section, rest) = inline.split_at(len.min(inline.len()));
+                inline = rest;
+                PyBytes::new_with(py, section.len(), |into| {
+                    into.copy_from_slice(section);
+                    Ok(())
+                })
+            }
+        };
         match bytes {
             Err(error) if error.is_instance_of::<PyMemoryError>(py) => Ok(None),
-            bytes => bytes.map(Some),
+            bytes => Ok(Some(bytes?.into_any())),
         }
     };
-    let [context, function, arguments] = request.sections;
-    let context = if context > 0 { section(context)? } else { None };
-    let function_bytes = if function > 0 { section(function)? } else { None };
-    let arguments = section(arguments)?;
-    let parts = (request.task, request.function, context, function_bytes, arguments, request.plain);
+    let context = if request.sections[0] > 0 { section(0)? } else { None };
+    let function = if request.sections[1] > 0 { section(1)? } else { None };
+    let arguments = section(2)?;
+    let parts = (request.task, request.function, context, function, arguments, request.plain);
     handler.call_method1(intern!(py, "answer"), parts)?.extract()
 }

@@ -8,6 +8,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
+use super::parcel::{Arrived, packed};
 use super::plain;
 use super::watches::{Captures, Surroundings};
 use crate::supervisor::{
@@ -89,7 +90,8 @@ impl Roster {
 pub struct Outcome {
     task: u64,
     ending: &'static str,
-    body: Option<Py<PyBytes>>,
+    /// Bytes, or a parcel.
+    body: Option<Py<PyAny>>,
     plain: bool,
     pid: Option<i32>,
     exitcode: Option<i32>,
@@ -104,11 +106,19 @@ fn bytes<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyBytes>> {
     PyBytes::new_with(py, body.len(), |into| Ok(body.read(0, into)?))
 }
 
+/// What Python makes a value of.
+fn content(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
+    match body {
+        Body::Parcel(parcel) => Ok(Bound::new(py, Arrived::new(parcel))?.into_any()),
+        body => Ok(bytes(py, &body)?.into_any()),
+    }
+}
+
 /// A value that the function returned, if it came plain.
 fn plain_value<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyAny>> {
     match body {
         Body::Inline(bytes) => plain::decode(py, bytes),
-        Body::File(_) => {
+        Body::File(_) | Body::Parcel(_) => {
             let bytes = bytes(py, body)?;
             plain::decode(py, bytes.as_bytes())
         }
@@ -135,7 +145,7 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
             Ending::Cancelled => "cancelled",
             Ending::NotStarted => "not_started",
         },
-        body: outcome.body.map(|body| bytes(py, &body).map(Bound::unbind)).transpose()?,
+        body: outcome.body.map(|body| content(py, body).map(Bound::unbind)).transpose()?,
         plain: outcome.plain,
         pid: outcome.pid,
         exitcode,
@@ -240,7 +250,7 @@ impl Plan {
         context: u64,
         context_bytes: Vec<u8>,
         function: u64,
-        function_bytes: Vec<u8>,
+        function_bytes: &Bound<'_, PyAny>,
         timeout: Option<f64>,
         grace: f64,
         retries: u32,
@@ -273,7 +283,8 @@ impl Plan {
             setup,
             context,
         };
-        let payload = Payload { function, function_bytes, context, context_bytes };
+        let function_batch = packed(function_bytes)?;
+        let payload = Payload { function, function_batch, context, context_bytes };
         Ok(Self { policy, fleet: Arc::new(fleet), payload: Arc::new(payload) })
     }
 }
@@ -326,7 +337,7 @@ impl Caller {
             Attempt::Returned { body, plain } => match plain.then(|| plain_value(py, &body)) {
                 Some(Ok(value)) => Ok(value.unbind()),
                 // What is wrong with it, if anything is, is told by whoever unpickles it.
-                _ => Ok(Bound::new(py, Outcome::returned(py, 0, &body, plain)?)?.into_any().unbind()),
+                _ => Ok(Bound::new(py, Outcome::returned(py, 0, body, plain)?)?.into_any().unbind()),
             },
             Attempt::Nobody => Ok(py.NotImplemented()),
             Attempt::Underway(driver) => {
@@ -355,17 +366,16 @@ impl Caller {
         {
             return Ok(Batch::one(bytes, true));
         }
-        let bytes = self.dumps.bind(args.py()).call1((args, kwargs))?.extract::<Vec<u8>>()?;
-        Ok(Batch::one(bytes.into(), false))
+        packed(&self.dumps.bind(args.py()).call1((args, kwargs))?)
     }
 }
 
 impl Outcome {
-    fn returned(py: Python<'_>, task: u64, body: &Body, plain: bool) -> PyResult<Self> {
+    fn returned(py: Python<'_>, task: u64, body: Body, plain: bool) -> PyResult<Self> {
         Ok(Self {
             task,
             ending: "returned",
-            body: Some(bytes(py, body)?.unbind()),
+            body: Some(content(py, body)?.unbind()),
             plain,
             pid: None,
             exitcode: None,
@@ -391,9 +401,9 @@ impl Job {
         Ok(Self { driver: Mutex::new(driver) })
     }
 
-    /// Adds a task.
-    fn submit(&self, task: u64, arguments: Vec<u8>) -> PyResult<()> {
-        self.driver()?.submit(task, Batch::one(arguments.into(), false));
+    /// Adds a task; its arguments are bytes or a parcel.
+    fn submit(&self, task: u64, arguments: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.driver()?.submit(task, packed(arguments)?);
         Ok(())
     }
 
@@ -465,7 +475,7 @@ impl Job {
                 values.set_item(place, value)?;
                 placed += 1;
             } else {
-                others.push(Outcome::returned(py, task, &Body::Inline(bytes.into()), true)?);
+                others.push(Outcome::returned(py, task, Body::Inline(bytes.into()), true)?);
             }
         }
         bulk.bytes.clear();
@@ -491,6 +501,11 @@ impl Job {
     /// Tasks that wait for a worker.
     fn queued(&self) -> PyResult<usize> {
         Ok(self.driver()?.queued())
+    }
+
+    /// Tasks with large arguments that have not ended.
+    fn large(&self) -> PyResult<usize> {
+        Ok(self.driver()?.large())
     }
 
     /// Ends the job: kills what still runs, waits until it is dead, and keeps idle workers.

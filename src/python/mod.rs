@@ -1,15 +1,19 @@
 //! The Python face: the only room that names `pyo3`. It converts, detaches, waits, checks for
 //! signals and converts back; meaning, defaults and documentation are in `python/killercall`.
 
+mod buffers;
 mod channel;
 mod exceptions;
 mod job;
+mod parcel;
 mod plain;
 mod processes;
 mod watches;
 
+pub use buffers::Memory;
 pub use channel::Channel;
 pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster};
+pub use parcel::{Arrived, Parcel, keep_at_most, keep_nothing};
 pub use plain::decode_plain;
 pub use processes::{ServerCopy, boot, ease_memory_limit, keep_open};
 pub use watches::{Captures, Surroundings};

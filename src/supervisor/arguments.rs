@@ -1,9 +1,11 @@
 //! The arguments of tasks that have not ended, in the batches in which they came.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::events::{Run, TaskId};
-use crate::transport::Small;
+use crate::transport::parcel::Parcel;
+use crate::transport::{Section, Small};
 
 /// The arguments of tasks that are numbered one after the other.
 #[derive(Debug, Default)]
@@ -13,6 +15,8 @@ pub struct Batch {
     ends: Ends,
     /// Whether they are plain, and not the serializer's.
     pub plain: bool,
+    /// Those of one task, if they are large; then there are no bytes.
+    parcel: Option<Arc<Parcel>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,12 +30,30 @@ enum Ends {
 impl Batch {
     /// For one task.
     pub fn one(bytes: Small, plain: bool) -> Self {
-        Self { bytes, ends: Ends::One, plain }
+        Self { bytes, ends: Ends::One, plain, parcel: None }
     }
 
     /// For several, whose plain arguments follow each other and end at these places.
     pub fn many(bytes: Small, ends: Vec<usize>) -> Self {
-        Self { bytes, ends: Ends::Many(ends), plain: true }
+        Self { bytes, ends: Ends::Many(ends), plain: true, parcel: None }
+    }
+
+    /// For one task, of large arguments.
+    pub fn packed(parcel: Arc<Parcel>) -> Self {
+        Self { parcel: Some(parcel), ..Self::default() }
+    }
+
+    /// Whether they are large.
+    pub fn is_packed(&self) -> bool {
+        self.parcel.is_some()
+    }
+
+    /// The same arguments as `slice`, as they travel.
+    pub fn section(&self, from: usize, to: usize) -> Section<'_> {
+        match &self.parcel {
+            Some(parcel) => Section::Parcel(parcel),
+            None => Section::Bytes(self.slice(from, to)),
+        }
     }
 
     /// How many tasks.
@@ -84,6 +106,8 @@ pub struct Arguments {
     /// By the numbers of their tasks.
     entries: VecDeque<Entry>,
     len: usize,
+    /// How many of them are large.
+    packed: usize,
 }
 
 impl Arguments {
@@ -92,11 +116,17 @@ impl Arguments {
         self.len
     }
 
+    /// How many of those have large arguments.
+    pub fn packed(&self) -> usize {
+        self.packed
+    }
+
     /// Adds a batch, whose numbers must be greater than all before.
     pub fn push(&mut self, first: TaskId, batch: Batch) {
         let after = self.entries.back().map_or(0, |entry| entry.first + entry.batch.count() as u64);
         assert!(first.0 >= after, "{first:?} comes after {after}");
         self.len += batch.count();
+        self.packed += usize::from(batch.is_packed());
         self.entries.push_back(Entry { first: first.0, left: batch.count(), batch });
     }
 
@@ -121,6 +151,10 @@ impl Arguments {
             let (here, next) = run.split(usize::try_from(rest).unwrap_or(usize::MAX));
             entry.left -= here.count;
             self.len -= here.count;
+            // Others that came before it may take long yet.
+            if entry.left == 0 && entry.batch.parcel.take().is_some() {
+                self.packed -= 1;
+            }
             run = next;
         }
         while self.entries.front().is_some_and(|entry| entry.left == 0) {

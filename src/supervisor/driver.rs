@@ -191,6 +191,11 @@ impl Driver {
         self.job.queued() + (self.unfinished() - self.job.unfinished())
     }
 
+    /// Those of them that have large arguments.
+    pub fn large(&self) -> usize {
+        self.arguments.packed()
+    }
+
     /// How many workers the system allows, if those are fewer than were asked for.
     pub fn reduced_to(&self) -> Option<usize> {
         self.job.reduced_to()

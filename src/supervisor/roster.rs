@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::arguments::Arguments;
+use super::arguments::{Arguments, Batch};
 use super::events::{Run, TaskId};
 use super::spares::{Demand, Found, MOST_OF_ALL};
 use crate::error::Error;
@@ -15,7 +15,9 @@ use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
 use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Interest};
 use crate::time::Moment;
-use crate::transport::{Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, Ring, SocketState, Values};
+use crate::transport::{
+    Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, Ring, Section, SocketState, Values,
+};
 
 /// The task number under which a worker's setup travels.
 pub const SETUP: u64 = u64::MAX;
@@ -23,6 +25,10 @@ pub const SETUP: u64 = u64::MAX;
 /// Most bytes of arguments that go together: their room in the ring is free again when the last of
 /// them is answered.
 const TOGETHER_MAX: usize = 4096;
+
+/// How many large functions a worker keeps, and the host believes it to have: it lets go of the oldest
+/// when it is sent one more. Each may be a large array in an older version.
+pub const LARGE_FUNCTIONS_MAX: usize = 2;
 
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct HostWorker {
     /// How many bytes it used when that was more than it may.
     pub over_memory: Option<u64>,
     functions: HashSet<u64>,
+    /// Those of them that are large, in the order in which they were sent.
+    large_functions: VecDeque<u64>,
     /// The one that it was sent last, which is mostly the next one as well.
     last_function: u64,
     context: u64,
@@ -98,8 +106,8 @@ pub struct HostWorker {
 pub struct Payload {
     /// The function's number, the same for the same bytes.
     pub function: u64,
-    /// The pickled function.
-    pub function_bytes: Vec<u8>,
+    /// The pickled function: one file for all workers if it is large.
+    pub function_batch: Batch,
     /// The version of the host's surroundings.
     pub context: u64,
     /// The surroundings.
@@ -133,6 +141,7 @@ impl HostWorker {
             exit: None,
             over_memory: None,
             functions: HashSet::new(),
+            large_functions: VecDeque::new(),
             last_function: 0,
             context,
             in_hand: VecDeque::new(),
@@ -175,7 +184,7 @@ impl HostWorker {
             let most = if batch.plain && self.knows(payload) { left.count } else { 1 };
             let count = most.min(batch.fitting(place, TOGETHER_MAX));
             let (now, rest) = left.split(count);
-            if !self.stage_some(now, payload, batch.slice(place, place + count), batch.plain)? {
+            if !self.stage_some(now, payload, batch.section(place, place + count), batch.plain)? {
                 break;
             }
             left = rest;
@@ -187,22 +196,27 @@ impl HostWorker {
         &mut self,
         run: Run,
         payload: &Payload,
-        arguments: &[u8],
+        arguments: Section<'_>,
         plain: bool,
     ) -> std::io::Result<bool> {
         let knows = self.last_function == payload.function || self.functions.contains(&payload.function);
         let function = (!knows).then_some(payload.function);
         let context_bytes = if self.context == payload.context { &[][..] } else { &payload.context_bytes };
-        let function_bytes = if knows { &[][..] } else { &payload.function_bytes };
+        let function_section = if knows { Section::Bytes(&[]) } else { payload.function_batch.section(0, 1) };
         let staged = self.channel.stage(&Outgoing {
             task: run.first.0,
             count: run.count,
             function: payload.function,
-            sections: [context_bytes, function_bytes, arguments],
+            sections: [Section::Bytes(context_bytes), function_section, arguments],
             plain,
         })?;
         if staged {
-            self.functions.extend(function);
+            if let Some(number) = function {
+                self.functions.insert(number);
+                if payload.function_batch.is_packed() {
+                    self.has_large(number);
+                }
+            }
             self.last_function = payload.function;
             let previous_context = std::mem::replace(&mut self.context, payload.context);
             self.in_hand.push_back(InHand { run, function, previous_context });
@@ -210,6 +224,16 @@ impl HostWorker {
             self.staged += run.count;
         }
         Ok(staged)
+    }
+
+    /// It is sent a large function, for which it lets go of an older one.
+    fn has_large(&mut self, number: u64) {
+        self.large_functions.push_back(number);
+        if self.large_functions.len() > LARGE_FUNCTIONS_MAX
+            && let Some(oldest) = self.large_functions.pop_front()
+        {
+            self.functions.remove(&oldest);
+        }
     }
 
     /// Hands it all that was staged.
@@ -245,6 +269,8 @@ impl HostWorker {
             self.context = hand.previous_context;
             if let Some(function) = hand.function {
                 self.functions.remove(&function);
+                // What it let go of for that counts as gone all the same, and is sent again.
+                self.large_functions.retain(|&large| large != function);
                 self.last_function = 0;
             }
         }
@@ -754,8 +780,8 @@ impl Fleet {
         let forked = server.fork_worker(self.exec, self.max_memory)?;
         let mut worker = Box::new(HostWorker::new(server, forked, self.context));
         reach(Step::HostAsked);
-        let request =
-            Outgoing { task: SETUP, count: 1, function: 0, sections: [&[], &[], &self.setup], plain: false };
+        let sections = [&[], &[], &self.setup[..]].map(Section::Bytes);
+        let request = Outgoing { task: SETUP, count: 1, function: 0, sections, plain: false };
         // The first request in an empty ring always has room, and nobody has retired yet.
         let sent = worker.channel.stage(&request).and_then(|_| worker.channel.publish());
         let _ = sent.map_err(Error::system("hand a worker its setup"))?;

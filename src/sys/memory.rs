@@ -3,6 +3,9 @@
 //! The peer of a segment may be hostile. On Linux the file is sealed against shrinking and
 //! growing, so that touching the mapping can never raise SIGBUS and a write through the file
 //! cannot go past its end. Contents are never trusted here: callers copy out, then check.
+//!
+//! A [`Mapping`] is what a receiver makes of a file that it was sent: its own, to read and to write,
+//! and made only of a file that provably cannot shrink.
 
 use std::fs::File;
 use std::io;
@@ -137,6 +140,121 @@ impl Blob {
     }
 }
 
+/// A private mapping of a file: what is written to it stays in this process.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// How often this process had forked when it was made.
+    forks: u64,
+}
+
+// SAFETY: the mapping lives until drop. Its contents are handed out as an address only, to whoever
+// keeps the rules of the interpreter's buffers.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file. Refused unless the file has them and cannot lose them:
+    /// touching a page that is not there any more would kill this process.
+    pub fn of(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        check_cannot_shrink(file, len)?;
+        let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let forks = super::fork_count();
+        // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, file, 0) }?;
+        Ok(Self { base: base.cast(), len, forks })
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All that is there now.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn copy(&self) -> Vec<u8> {
+        // SAFETY: the whole mapping. The tests that ask for this do not write meanwhile.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }.to_vec()
+    }
+
+    /// Whether it has none, which cannot be.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether no other process has a copy of it, because this one has not forked since. (Those that
+    /// exec at once, as `posix_spawn` does, have none.)
+    pub fn is_sole(&self) -> bool {
+        super::fork_count() == self.forks
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, and whoever was told its address has to keep `self`.
+        let unmapped = unsafe { munmap(self.base.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own mapping: {unmapped:?}");
+    }
+}
+
+/// A new file of memory that may grow but never shrink.
+#[cfg(target_os = "linux")]
+pub fn lasting_file() -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let fd = anonymous_file(0)?;
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
+    Ok(fd)
+}
+
+/// See above; there are no seals here, and who receives it has to read it.
+#[cfg(not(target_os = "linux"))]
+pub fn lasting_file() -> io::Result<OwnedFd> {
+    anonymous_file(0)
+}
+
+/// Nobody can write to this file any more, whoever has it.
+#[cfg(target_os = "linux")]
+pub fn seal_contents(file: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(file, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
+    Ok(())
+}
+
+/// There are no seals here.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the Linux twin can fail")]
+pub fn seal_contents(_file: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(())
+}
+
+/// The seal first: what the length is after that, it stays. A file on another file system may have
+/// pages that cannot be had when they are touched, such as huge ones.
+#[cfg(target_os = "linux")]
+fn check_cannot_shrink(file: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+    let seals = SealFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GET_SEALS)?);
+    let sound = seals.contains(SealFlag::F_SEAL_SHRINK)
+        && fstatfs(file)?.filesystem_type() == TMPFS_MAGIC
+        && u64::try_from(nix::sys::stat::fstat(file)?.st_size).is_ok_and(|size| size >= len as u64);
+    sound.then_some(()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// There are no seals here.
+#[cfg(not(target_os = "linux"))]
+fn check_cannot_shrink(_file: BorrowedFd<'_>, _len: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 #[cfg(target_os = "linux")]
 fn anonymous_file(len: u64) -> io::Result<OwnedFd> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -203,6 +321,23 @@ mod tests {
         let file = File::from(fd);
         assert!(file.set_len(0).is_err());
         assert!(file.write_at(b"x", 4096).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_what_cannot_shrink_is_mapped() {
+        let lasting = lasting_file().unwrap();
+        File::from(lasting.try_clone().unwrap()).set_len(5000).unwrap();
+        let mapping = Mapping::of(lasting.as_fd(), 5000).unwrap();
+        assert_eq!(5000, mapping.len());
+        assert!(Mapping::of(lasting.as_fd(), 5001).is_err());
+        assert!(File::from(lasting).set_len(4999).is_err());
+        let unsealed = Blob::create(&[&[1; 5000]]).unwrap();
+        assert!(Mapping::of(unsealed.as_fd(), 5000).is_err());
+        let (pipe, _writer) = io::pipe().unwrap();
+        assert!(Mapping::of(pipe.as_fd(), 1).is_err());
+        let on_disk = File::open("/proc/self/exe").unwrap();
+        assert!(Mapping::of(on_disk.as_fd(), 1).is_err());
     }
 
     #[test]

@@ -14,10 +14,10 @@ mod usage;
 mod wait;
 
 pub use clock::{cpu_time, now};
-pub use memory::{Blob, Segment};
+pub use memory::{Blob, Mapping, Segment, lasting_file, seal_contents};
 pub use process::{
     ExitStatus, OUT_OF_DESCRIPTORS, Process, Reaped, become_leader, become_subreaper, close_all_but,
-    current_directory, die_with_parent, exit_now, fork_generation, handle, is_current_directory,
+    current_directory, die_with_parent, exit_now, fork_count, fork_generation, handle, is_current_directory,
     keep_across_exec, move_high, null_device, null_stdin, own, parent_pid, pid, reap, spawn_interpreter,
     take_stdin, try_reap_any,
 };

@@ -221,6 +221,21 @@ pub fn fork_generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// How often this process has forked by way of the C library since this was first asked. A copy starts
+/// with a number that is not the one that its parent had before.
+pub fn fork_count() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    static REGISTERED: Once = Once::new();
+    extern "C" fn count() {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    REGISTERED.call_once(|| {
+        // SAFETY: as in `fork_generation`; this handler runs before the fork.
+        unsafe { libc::pthread_atfork(Some(count), None, None) };
+    });
+    COUNT.load(Ordering::Relaxed)
+}
+
 /// The working directory as bytes; `None` if it is gone.
 pub fn current_directory() -> Option<Vec<u8>> {
     use std::os::unix::ffi::OsStringExt;

@@ -94,15 +94,19 @@ pub struct FilesOut {
 impl FilesOut {
     /// Sends a file with these contents and returns its number.
     pub fn send(&mut self, socket: BorrowedFd<'_>, parts: &[&[u8]]) -> io::Result<u32> {
-        let file = sys::Blob::create(parts)?;
-        sys::send_message(socket, b"f", &[file.as_fd()])?;
+        self.send_file(socket, sys::Blob::create(parts)?.as_fd())
+    }
+
+    /// Sends this file and returns its number.
+    pub fn send_file(&mut self, socket: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<u32> {
+        sys::send_message(socket, b"f", &[file])?;
         self.sent = next(self.sent);
         Ok(self.sent)
     }
 }
 
-/// Zero means "no file", so counting leaves it out.
-fn next(number: u32) -> u32 {
+/// The number of the file after this one. Zero means "no file", so counting leaves it out.
+pub fn next(number: u32) -> u32 {
     number.checked_add(1).unwrap_or(1)
 }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use super::claim;
@@ -13,6 +14,7 @@ use super::layout::{
     ASLEEP, CLAIM, DUMP_COMPLETE, HOST_ASLEEP, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN,
     RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, WORKER_ASLEEP,
 };
+use super::parcel::{self, Arrived};
 use super::record::{
     Body, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader, SHORT_MAX,
     check_positions, padded, short_header, skip_mark,
@@ -68,6 +70,8 @@ impl<'a> Input<'a> {
 struct Peer<'a> {
     segment: &'a Segment,
     socket: Option<OwnedFd>,
+    /// The file that it has sent last, to change it afterwards.
+    sent: Option<OwnedFd>,
 }
 
 impl Peer<'_> {
@@ -80,18 +84,27 @@ impl Peer<'_> {
     }
 
     /// A file of some length, or several, or something that is no such file.
-    fn send_file(&self, input: &mut Input<'_>) {
+    fn send_file(&mut self, input: &mut Input<'_>) {
         let Some(socket) = &self.socket else { return };
         let len = usize::from(input.short());
         let copies = usize::from(input.byte() % 8);
         let file = match input.byte() {
             0 => std::fs::File::open("/").map(OwnedFd::from),
             1 => io::pipe().map(|(reader, _)| reader.into()),
+            2..=5 => Ok(parcel_file(len, input)),
             _ => Blob::create(&[&vec![1; len]]),
         }
         .expect("a descriptor");
         // A full socket is the peer's loss.
         let _ = sys::send_message(socket.as_fd(), b"f", &vec![file.as_fd(); copies]);
+        self.sent = Some(file);
+    }
+
+    /// Takes from the file what it can: all of it, or a hole in its middle.
+    fn take_back(&self) {
+        if let Some(file) = self.sent.as_ref().and_then(|file| file.try_clone().ok()) {
+            let _ = std::fs::File::from(file).set_len(0);
+        }
     }
 
     fn ring(&self) {
@@ -99,6 +112,41 @@ impl Peer<'_> {
             let _ = sys::send_message(socket.as_fd(), b"d", &[]);
         }
     }
+}
+
+/// A file that might be a parcel: sealed as it should be, or not.
+fn parcel_file(len: usize, input: &mut Input<'_>) -> OwnedFd {
+    let file = if input.byte() == 0 { Blob::create(&[]) } else { sys::lasting_file() }.expect("a file");
+    let file = std::fs::File::from(file);
+    // So long that some are mapped.
+    let len = len * usize::from(input.byte() % 4);
+    file.set_len(len as u64).expect("a sparse file");
+    let mut head = parcel::MAGIC.to_le_bytes().to_vec();
+    head.extend(u64::from(input.byte() % 2).to_le_bytes());
+    head.extend((u64::from(input.short()) * u64::from(input.byte() % 4)).to_le_bytes());
+    let count = input.byte() % 4;
+    head.extend(u64::from(count).to_le_bytes());
+    for _ in 0..count {
+        let len = if input.byte() == 0 { input.word() } else { u64::from(input.short()) };
+        head.extend(len.to_le_bytes());
+    }
+    file.write_at(&head[..head.len().min(len)], 0).expect("a head");
+    file.into()
+}
+
+/// Unpacks it, and looks at every page of it after the peer has done its worst.
+fn check_parcel(arrived: Arrived, spoil: impl FnOnce()) {
+    let len = arrived.len();
+    let Ok((layout, memory)) = arrived.unpack() else { return };
+    spoil();
+    assert!(memory.len() <= len && layout.stream.end <= memory.len());
+    let mut end = 0;
+    for part in [&layout.stream].into_iter().chain(&layout.buffers) {
+        assert!(end <= part.start && part.start <= part.end && part.end <= memory.len(), "{layout:?}");
+        end = part.end;
+    }
+    let pages = memory.copy();
+    assert_eq!(memory.len(), pages.len());
 }
 
 fn check_body(body: &Body, announced: usize) {
@@ -109,7 +157,7 @@ fn check_body(body: &Body, announced: usize) {
         Body::Inline(inline) => {
             assert!(inline.len() <= INLINE_MAX && read.is_ok(), "{} bytes, {read:?}", inline.len());
         }
-        Body::File(_) => {}
+        Body::File(_) | Body::Parcel(_) => {}
     }
     assert!(body.read(announced, &mut [0]).is_err());
     assert!(body.read(usize::MAX, &mut [0, 0]).is_err());
@@ -119,7 +167,7 @@ fn check_body(body: &Body, announced: usize) {
 pub fn host_reads(bytes: &[u8]) {
     let (mut host, file, socket) = HostChannel::create().expect("a channel");
     let segment = Segment::map(file.as_fd(), SEGMENT_LEN).expect("the same segment");
-    let mut peer = Peer { segment: &segment, socket: Some(socket) };
+    let mut peer = Peer { segment: &segment, socket: Some(socket), sent: None };
     let written = segment.u64(RESPONSE_WRITTEN);
     let mut handed = 0;
     Input(bytes).steps(|step, input| match step % 16 {
@@ -136,7 +184,9 @@ pub fn host_reads(bytes: &[u8]) {
             let at = written.load(Ordering::Relaxed);
             let kind = ReplyKind::ALL[usize::from(input.byte()) % ReplyKind::ALL.len()];
             let (len, file) = (u64::from(input.short()), u32::from(input.byte() % 4));
-            let header = ResponseHeader { kind, task: 0, finished_at: u64::MAX, len, file, is_short: false };
+            let parcel = len % 2 == 1;
+            let (finished_at, is_short) = (u64::MAX, false);
+            let header = ResponseHeader { kind, task: 0, finished_at, len, parcel, file, is_short };
             let ring = usize::try_from(at % RING_LEN as u64).expect("less than a ring") / 8 * 8;
             let header = header.encode();
             peer.segment.write(RESPONSES + ring, &header[..header.len().min(RING_LEN - ring)]);
@@ -186,6 +236,9 @@ pub fn host_reads(bytes: &[u8]) {
                 let _ = host.acknowledge();
                 assert_eq!(before, host.outstanding() + 1, "an answer to nothing");
                 check_body(&reply.body, reply.body.len());
+                if let Body::Parcel(parcel) = reply.body {
+                    check_parcel(parcel, || peer.take_back());
+                }
             }
         }
     });
@@ -210,7 +263,7 @@ pub fn worker_reads(bytes: &[u8]) {
     let (segment, file) = worker_segment();
     let (socket, theirs) = sys::socket_pair().expect("sockets");
     let mut worker = WorkerChannel::over(segment, file, theirs);
-    let mut peer = Peer { segment, socket: Some(socket) };
+    let mut peer = Peer { segment, socket: Some(socket), sent: None };
     let mut at = 0;
     Input(bytes).steps(|step, input| match step % 12 {
         0..=2 => {
@@ -220,12 +273,14 @@ pub fn worker_reads(bytes: &[u8]) {
                 len => [0, u64::from(len), 1],
             };
             let file = u32::from(input.byte() % 4);
-            let count = u64::from(input.byte() % 3);
-            let header =
-                RequestHeader { task: 0, function: 0, sections, plain: file == 0, count, file }.encode();
+            let (in_file, parcels) = ([file == 2, false, file > 0], [false, false, file == 3]);
+            let (plain, count) = (file == 0, u64::from(input.byte() % 3));
+            let (task, function) = (0, 0);
+            let header = RequestHeader { task, function, sections, plain, count, in_file, parcels, file };
+            let inline = (0..3).filter(|&at| !in_file[at]).map(|at| sections[at]);
+            let inline = inline.fold(0, u64::wrapping_add) % RING_LEN as u64;
+            let header = header.encode();
             segment.write(REQUESTS + at, &header[..header.len().min(RING_LEN - at)]);
-            let len = sections.iter().fold(0, |sum: u64, part| sum.wrapping_add(*part));
-            let inline = if file == 0 { len % RING_LEN as u64 } else { 0 };
             let inline = usize::try_from(padded(inline)).expect("about a ring");
             at = (at + REQUEST_HEADER + inline) % RING_LEN;
             let _ = claim::hand(segment.u64(CLAIM), 1);
@@ -250,7 +305,15 @@ pub fn worker_reads(bytes: &[u8]) {
         }
         _ => {
             if let Ok(Some(Received::Request(request))) = worker.try_receive() {
-                check_body(&request.body, request.sections.iter().sum());
+                let in_files: Vec<usize> = request.files.iter().map(|(at, _)| *at).collect();
+                let inline = (0..3).filter(|at| !in_files.contains(at)).map(|at| request.sections[at]);
+                assert_eq!(inline.sum::<usize>(), request.inline.len());
+                for (at, body) in request.files {
+                    check_body(&body, request.sections[at]);
+                    if let Body::Parcel(parcel) = body {
+                        check_parcel(parcel, || peer.take_back());
+                    }
+                }
             }
         }
     });
@@ -268,7 +331,7 @@ pub fn records(bytes: &[u8]) {
     let header = input.array();
     if let Ok(Parsed::Record(header)) = RequestHeader::parse(&header, room) {
         assert_eq!(Ok(Parsed::Record(header)), RequestHeader::parse(&header.encode(), room));
-        assert!(header.file != 0 || REQUEST_HEADER as u64 + header.len() <= room);
+        assert!(REQUEST_HEADER as u64 + header.inline() <= room);
     }
     let header = input.array();
     if let Ok(header) = ResponseHeader::parse(&header, room) {
@@ -308,6 +371,22 @@ pub fn claim_word(bytes: &[u8]) {
             _ => word.store(input.word(), Ordering::Relaxed),
         }
     });
+}
+
+/// A file that says to be a parcel, and is taken back when it was taken for one.
+pub fn parcel(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let len = usize::from(input.short());
+    let file = parcel_file(len, &mut input);
+    let theirs = std::fs::File::from(file.try_clone().expect("a descriptor"));
+    let len = usize::try_from(theirs.metadata().expect("metadata").len()).expect("64 bits");
+    assert!(Arrived::open(file.try_clone().expect("a descriptor"), len + 1).is_err());
+    if let Ok(arrived) = Arrived::open(file, len) {
+        check_parcel(arrived, || {
+            let _ = theirs.set_len(0);
+            let _ = theirs.write_at(&[255; 64], 0);
+        });
+    }
 }
 
 /// A file that is not what was announced, and changes while it is read.

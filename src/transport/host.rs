@@ -12,6 +12,7 @@ use super::layout::{
     RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, STUCK,
     WORKER_ASLEEP,
 };
+use super::parcel::{Arrived, Parcel};
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader,
     ResponseHeader, SHORT_HEADER, Small, check_positions, padded, skip_mark,
@@ -32,6 +33,24 @@ pub enum Handed {
     Unsound,
 }
 
+/// One part of a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Section<'a> {
+    /// As bytes; none if the worker has it.
+    Bytes(&'a [u8]),
+    /// In a file that was packed for it.
+    Parcel(&'a Parcel),
+}
+
+impl Section<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Parcel(parcel) => parcel.len(),
+        }
+    }
+}
+
 /// A request as it goes to a worker: one call, or plain calls whose arguments follow each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -42,7 +61,7 @@ pub struct Outgoing<'a> {
     /// Which function it calls.
     pub function: u64,
     /// Surroundings, function and arguments; the first two are empty if the worker has them.
-    pub sections: [&'a [u8]; 3],
+    pub sections: [Section<'a>; 3],
     /// Whether the arguments are plain.
     pub plain: bool,
 }
@@ -52,7 +71,7 @@ pub struct Outgoing<'a> {
 struct Outstanding {
     start: usize,
     end: usize,
-    in_file: bool,
+    files: usize,
     /// How many calls it is for.
     count: usize,
     /// How many of those are answered.
@@ -85,7 +104,7 @@ pub struct HostChannel {
     outstanding: VecDeque<Outstanding>,
     /// How many calls those are for that are not answered.
     calls: usize,
-    /// How many of those have their bodies in files.
+    /// How many files belong to those requests.
     files: usize,
     /// How many of the newest calls the worker has not been told of.
     staged: usize,
@@ -125,35 +144,55 @@ impl HostChannel {
     /// no room for it.
     pub fn stage(&mut self, request: &Outgoing<'_>) -> io::Result<bool> {
         let Outgoing { task, count, function, sections, plain } = *request;
-        let len: usize = sections.iter().map(|section| section.len()).sum();
-        let in_file = len > INLINE_MAX;
-        let inline = if in_file { 0 } else { len };
+        let (in_file, inline) = in_files(&sections);
+        let files = in_file.iter().filter(|&&in_file| in_file).count();
         let size = REQUEST_HEADER + usize::try_from(padded(inline as u64)).expect("it fits a ring");
-        if in_file && (count > 1 || self.files >= FILES_MAX) {
+        if files > 0 && (count > 1 || self.files + files > FILES_MAX) {
             return Ok(false);
         }
         let Some(start) = self.room_for(size) else { return Ok(false) };
-        let file = if in_file { self.files_out.send(self.socket.as_fd(), &sections)? } else { 0 };
-        if in_file {
-            reach(Step::HostFileSent);
-            self.files += 1;
-        }
+        let file = if files > 0 { self.send_files(&sections, in_file)? } else { 0 };
+        self.files += files;
         let lengths = sections.map(|section| section.len() as u64);
-        let header = RequestHeader { task, function, sections: lengths, plain, count: count as u64, file };
+        let parcels = sections.map(|section| matches!(section, Section::Parcel(_)));
+        let header = RequestHeader {
+            task,
+            function,
+            sections: lengths,
+            plain,
+            count: count as u64,
+            in_file,
+            parcels,
+            file,
+        };
         self.segment.write(REQUESTS + start, &header.encode());
         reach(Step::HostHeaderWritten);
-        if !in_file {
-            let mut at = REQUESTS + start + REQUEST_HEADER;
-            for section in sections {
-                self.segment.write(at, section);
-                at += section.len();
+        let mut at = REQUESTS + start + REQUEST_HEADER;
+        for (section, in_file) in sections.into_iter().zip(in_file) {
+            if let (Section::Bytes(bytes), false) = (section, in_file) {
+                self.segment.write(at, bytes);
+                at += bytes.len();
             }
         }
         reach(Step::HostRequestWritten);
-        self.outstanding.push_back(Outstanding { start, end: start + size, in_file, count, answered: 0 });
+        self.outstanding.push_back(Outstanding { start, end: start + size, files, count, answered: 0 });
         self.calls += count;
         self.staged += count;
         Ok(true)
+    }
+
+    /// Sends those sections that travel in files, and returns the number of the first one.
+    fn send_files(&mut self, sections: &[Section<'_>; 3], in_file: [bool; 3]) -> io::Result<u32> {
+        let mut first = 0;
+        for (section, _) in sections.iter().zip(in_file).filter(|(_, in_file)| *in_file) {
+            let number = match section {
+                Section::Bytes(bytes) => self.files_out.send(self.socket.as_fd(), &[bytes])?,
+                Section::Parcel(parcel) => self.files_out.send_file(self.socket.as_fd(), parcel.file())?,
+            };
+            first = if first == 0 { number } else { first };
+        }
+        reach(Step::HostFileSent);
+        Ok(first)
     }
 
     /// Hands all that was staged to the worker, and wakes it if it sleeps: then the second value is
@@ -189,14 +228,14 @@ impl HostChannel {
             let back = left.min(request.count - request.answered);
             left -= back;
             request.count -= back;
-            let Outstanding { start, end, in_file, count, answered } = *request;
+            let Outstanding { start, end, files, count, answered } = *request;
             if count > 0 {
                 // The worker has begun this one, and is told by this where to go on.
                 self.segment.u64(REQUESTS + start + COUNT_AT).store(count as u64, Ordering::Release);
             }
             if answered == count {
                 self.outstanding.pop_back();
-                self.files -= usize::from(in_file);
+                self.files -= files;
                 if count > 0 {
                     self.answered_end = end;
                 }
@@ -238,6 +277,7 @@ impl HostChannel {
     /// Stages and publishes one request; whether the worker has it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn hand(&mut self, task: u64, function: u64, sections: [&[u8]; 3]) -> io::Result<bool> {
+        let sections = sections.map(Section::Bytes);
         let request = Outgoing { task, count: 1, function, sections, plain: false };
         Ok(self.stage(&request)? && self.publish()?.0 == Handed::Yes)
     }
@@ -330,7 +370,7 @@ impl HostChannel {
             Body::Inline(bytes)
         } else {
             let fd = self.files_in.take(header.file, self.socket.as_fd())?;
-            Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("response: {error}")))?)
+            open_file(fd, len, header.parcel).map_err(|error| Corrupt(format!("response: {error}")))?
         };
         self.finish(header)?;
         Ok(Reply { kind: header.kind, task: header.task, finished_at: header.finished_at, body })
@@ -348,7 +388,7 @@ impl HostChannel {
         request.answered += 1;
         if request.answered == request.count {
             self.answered_end = request.end;
-            self.files -= usize::from(request.in_file);
+            self.files -= request.files;
             self.outstanding.pop_front();
         }
         Ok(())
@@ -432,6 +472,25 @@ impl HostChannel {
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(STACK_LEN);
         (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
+}
+
+/// Which sections travel in files, and how many bytes the others have: the largest ones go first until
+/// the rest fits.
+fn in_files(sections: &[Section<'_>; 3]) -> ([bool; 3], usize) {
+    let mut in_file = sections.map(|section| matches!(section, Section::Parcel(_)));
+    loop {
+        let inline = (0..3).filter(|&at| !in_file[at]);
+        let len = inline.clone().map(|at| sections[at].len()).sum();
+        match inline.max_by_key(|&at| sections[at].len()) {
+            Some(largest) if len > INLINE_MAX => in_file[largest] = true,
+            _ => return (in_file, len),
+        }
+    }
+}
+
+/// A file that has arrived.
+pub(super) fn open_file(fd: OwnedFd, len: usize, parcel: bool) -> io::Result<Body> {
+    Ok(if parcel { Body::Parcel(Arrived::open(fd, len)?) } else { Body::File(Blob::open(fd, len)?) })
 }
 
 /// Rings a sleeping peer. A full socket has unread bells in it already, and a peer that is gone

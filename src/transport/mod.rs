@@ -9,7 +9,7 @@
 //! the words that it writes; the claim word alone is written by both, by compare-and-swap. A side
 //! that goes to sleep raises its flag, looks once more, and waits on the socket; the other side
 //! rings there only if the flag is up. What does not fit a ring travels as a file over the
-//! socket. The stack region is the tail of the file, which is sealed against growing: the
+//! socket; large values are packed as parcels, which the receiver maps. The stack region is the tail of the file, which is sealed against growing: the
 //! worker's dump is written through the file and cannot go past it.
 //!
 //! This module decides nothing about tasks; it moves records and refuses those that make no sense.
@@ -20,13 +20,15 @@ mod files;
 pub mod fuzzing;
 mod host;
 mod layout;
+pub mod parcel;
 pub mod plain;
+pub mod pool;
 mod record;
 mod spin;
 mod worker;
 
 pub use files::SocketState;
-pub use host::{Handed, HostChannel, Outgoing, Ring, Values};
+pub use host::{Handed, HostChannel, Outgoing, Ring, Section, Values};
 pub use layout::SEGMENT_LEN;
 pub use record::{Body, Corrupt, Reply, ReplyKind, Small};
 pub use worker::{Received, Request, Slept, WorkerChannel};

@@ -9,6 +9,7 @@ use std::io;
 use smallvec::SmallVec;
 
 use super::layout::{INLINE_MAX, RING_LEN};
+use super::parcel::Arrived;
 use crate::sys::Blob;
 
 /// Bytes of a request's header.
@@ -25,10 +26,16 @@ pub const SHORT_MAX: usize = 255;
 
 /// Says that the rest of the ring is unused and the next record is at its start.
 const SKIP: u32 = 0x5049_4b53;
-const REQUEST: u32 = 0x5145_524b;
-const PLAIN_REQUEST: u32 = 0x5145_504b;
+/// The lowest seven bits say how its sections travel.
+const REQUEST: u32 = 0x5145_5200;
+const PLAIN: u32 = 1;
+const IN_FILE: [u32; 3] = [1 << 1, 1 << 2, 1 << 3];
+const PARCEL: [u32; 3] = [1 << 4, 1 << 5, 1 << 6];
+const REQUEST_FLAGS: u32 = 0x7f;
 /// The upper bits of the first word of a short header; the lower ones are the length.
 const SHORT: u32 = 0x5648_5300;
+/// In the kind of a response: its body is a parcel.
+const PARCEL_RESPONSE: u32 = 0x8000;
 
 /// Something in shared memory that a sound peer would not have written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +110,8 @@ pub enum Body {
     Inline(Small),
     /// Still in the file.
     File(Blob),
+    /// A parcel, still packed.
+    Parcel(Arrived),
 }
 
 impl Body {
@@ -116,6 +125,7 @@ impl Body {
         match self {
             Self::Inline(bytes) => bytes.len(),
             Self::File(blob) => blob.len(),
+            Self::Parcel(parcel) => parcel.len(),
         }
     }
 
@@ -128,6 +138,7 @@ impl Body {
                 Ok(())
             }
             Self::File(blob) => blob.read(offset, into),
+            Self::Parcel(parcel) => parcel.read(offset, into),
         }
     }
 }
@@ -155,7 +166,11 @@ pub struct RequestHeader {
     pub plain: bool,
     /// How many calls it is for, numbered one after the other. Their plain arguments follow each other.
     pub count: u64,
-    /// The number of the file that holds the body; zero if the body follows in the ring.
+    /// Which sections travel in files of their own; the others follow in the ring.
+    pub in_file: [bool; 3],
+    /// Which of those are parcels.
+    pub parcels: [bool; 3],
+    /// The number of the first of those files, the others come right after it; zero if there are none.
     pub file: u32,
 }
 
@@ -166,6 +181,8 @@ pub struct ResponseHeader {
     pub task: u64,
     pub finished_at: u64,
     pub len: u64,
+    /// Whether the file is a parcel.
+    pub parcel: bool,
     /// The number of the file that holds the body; zero if the body follows in the ring.
     pub file: u32,
     /// Whether the header itself is a short one.
@@ -190,14 +207,20 @@ fn half(bytes: &[u8], at: usize) -> u32 {
 }
 
 impl RequestHeader {
-    /// The length of the body. What was parsed cannot overflow it.
-    pub fn len(&self) -> u64 {
-        self.sections.iter().sum()
+    /// How many bytes follow in the ring. What was parsed cannot overflow it.
+    pub fn inline(&self) -> u64 {
+        (0..3).filter(|&at| !self.in_file[at]).map(|at| self.sections[at]).sum()
     }
 
     pub fn encode(&self) -> [u8; REQUEST_HEADER] {
         let mut bytes = [0; REQUEST_HEADER];
-        let kind = if self.plain { PLAIN_REQUEST } else { REQUEST };
+        let mut kind = if self.plain { REQUEST | PLAIN } else { REQUEST };
+        if self.file != 0 {
+            for at in 0..3 {
+                kind |= if self.in_file[at] { IN_FILE[at] } else { 0 };
+                kind |= if self.parcels[at] { PARCEL[at] } else { 0 };
+            }
+        }
         bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
         let words = [self.task, self.function, self.sections[0], self.sections[1], self.sections[2]];
@@ -210,25 +233,30 @@ impl RequestHeader {
 
     /// `room` is how many bytes lie between the record's start and the end of the ring.
     pub fn parse(bytes: &[u8; REQUEST_HEADER], room: u64) -> Result<Parsed<Self>, Corrupt> {
-        let plain = match half(bytes, 0) {
-            SKIP => return Ok(Parsed::Skip),
-            REQUEST => false,
-            PLAIN_REQUEST => true,
-            other => return Err(Corrupt(format!("request of unknown kind {other:#x}"))),
-        };
-        let sections = [word(bytes, 24), word(bytes, 32), word(bytes, 40)];
+        let kind = half(bytes, 0);
+        if kind == SKIP {
+            return Ok(Parsed::Skip);
+        }
+        if kind & !REQUEST_FLAGS != REQUEST {
+            return Err(Corrupt(format!("request of unknown kind {kind:#x}")));
+        }
+        let (in_file, parcels) = (IN_FILE.map(|flag| kind & flag != 0), PARCEL.map(|flag| kind & flag != 0));
         let file = half(bytes, 4);
-        let len = sections.iter().try_fold(0u64, |sum, &part| sum.checked_add(part));
-        let fits = |len| len <= INLINE_MAX as u64 && REQUEST_HEADER as u64 + padded(len) <= room;
-        if len.is_none_or(|len| file == 0 && !fits(len)) {
+        if in_file.contains(&true) != (file != 0) || (0..3).any(|at| parcels[at] && !in_file[at]) {
+            return Err(Corrupt(format!("request of kind {kind:#x} with file {file}")));
+        }
+        let sections = [word(bytes, 24), word(bytes, 32), word(bytes, 40)];
+        let inline = (0..3).filter(|&at| !in_file[at]).map(|at| sections[at]);
+        let inline = inline.fold(0u64, u64::saturating_add);
+        if inline > INLINE_MAX as u64 || REQUEST_HEADER as u64 + padded(inline) > room {
             return Err(Corrupt(format!("request of {sections:?} bytes where the ring has {room}")));
         }
-        let count = word(bytes, COUNT_AT);
+        let (count, plain) = (word(bytes, COUNT_AT), kind & PLAIN != 0);
         if count == 0 || count > 1 && !(plain && file == 0) {
             return Err(Corrupt(format!("request for {count} calls, plain: {plain}, file {file}")));
         }
         let (task, function) = (word(bytes, 8), word(bytes, 16));
-        Ok(Parsed::Record(Self { task, function, sections, plain, count, file }))
+        Ok(Parsed::Record(Self { task, function, sections, plain, count, in_file, parcels, file }))
     }
 }
 
@@ -245,7 +273,8 @@ pub fn short_header(task: u64, finished_at: u64, len: usize) -> [u8; SHORT_HEADE
 impl ResponseHeader {
     pub fn encode(&self) -> [u8; RESPONSE_HEADER] {
         let mut bytes = [0; RESPONSE_HEADER];
-        bytes[..4].copy_from_slice(&self.kind.code().to_le_bytes());
+        let kind = self.kind.code() | if self.parcel { PARCEL_RESPONSE } else { 0 };
+        bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
         for (at, value) in [self.task, self.finished_at, self.len].into_iter().enumerate() {
             bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&value.to_le_bytes());
@@ -281,6 +310,7 @@ impl ResponseHeader {
             task,
             finished_at: word(bytes, 8),
             len,
+            parcel: false,
             file: 0,
             is_short: true,
         };
@@ -293,15 +323,17 @@ impl ResponseHeader {
     /// `available` is as above.
     pub fn parse(bytes: &[u8; RESPONSE_HEADER], available: u64) -> Result<Self, Corrupt> {
         let code = half(bytes, 0);
-        let kind = ReplyKind::from_code(code)
-            .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let (file, len) = (half(bytes, 4), word(bytes, 24));
+        let parcel = code & PARCEL_RESPONSE != 0;
+        let kind = ReplyKind::from_code(code & !PARCEL_RESPONSE)
+            .filter(|&kind| !parcel || file != 0 && kind == ReplyKind::Returned)
+            .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let inline = if file == 0 { len } else { 0 };
         if inline > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(inline) > available {
             return Err(Corrupt(format!("response of {len} bytes where {available} were written")));
         }
         let (task, finished_at) = (word(bytes, 8), word(bytes, 16));
-        Ok(Self { kind, task, finished_at, len, file, is_short: false })
+        Ok(Self { kind, task, finished_at, len, parcel, file, is_short: false })
     }
 }
 
@@ -334,21 +366,24 @@ mod tests {
     proptest! {
         #[test]
         fn requests_come_back_as_they_were(
-            task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), plain: bool, file: u32,
-            many in 2u64..1000,
+            task: u64, function: u64, sections in prop::array::uniform3(0u64..5000), plain: bool,
+            in_file: [bool; 3], parcels: [bool; 3], file in 1u32.., many in 2u64..1000,
         ) {
+            let parcels = [0, 1, 2].map(|at| parcels[at] && in_file[at]);
+            let file = if in_file.contains(&true) { file } else { 0 };
             let count = if plain && file == 0 { many } else { 1 };
-            let header = RequestHeader { task, function, sections, plain, count, file };
+            let header = RequestHeader { task, function, sections, plain, count, in_file, parcels, file };
             let parsed = RequestHeader::parse(&header.encode(), RING_LEN as u64);
             prop_assert_eq!(Ok(Parsed::Record(header)), parsed);
         }
 
         #[test]
         fn responses_come_back_as_they_were(
-            kind in 0usize..6, task: u64, finished_at: u64, len in 0u64..16_000, file: u32,
+            kind in 0usize..6, task: u64, finished_at: u64, len in 0u64..16_000, parcel: bool, file: u32,
         ) {
             let kind = ReplyKind::ALL[kind];
-            let header = ResponseHeader { kind, task, finished_at, len, file, is_short: false };
+            let parcel = parcel && file != 0 && kind == ReplyKind::Returned;
+            let header = ResponseHeader { kind, task, finished_at, len, parcel, file, is_short: false };
             let parsed = ResponseHeader::parse(&header.encode(), RING_LEN as u64);
             prop_assert_eq!(Ok(header), parsed);
         }
@@ -376,8 +411,8 @@ mod tests {
             len in prop_oneof![0u64..20_000, any::<u64>()],
             available in 0u64..70_000,
         ) {
-            let kind = ReplyKind::ALL[kind];
-            let header = ResponseHeader { kind, task: 1, finished_at: 2, len, file, is_short: false };
+            let (kind, parcel, is_short) = (ReplyKind::ALL[kind], false, false);
+            let header = ResponseHeader { kind, task: 1, finished_at: 2, len, parcel, file, is_short };
             let inline = if file == 0 { u128::from(len) } else { 0 };
             let sound = inline <= INLINE_MAX as u128
                 && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into();
@@ -386,8 +421,8 @@ mod tests {
 
         #[test]
         fn unknown_kinds_are_refused(bytes: [u8; REQUEST_HEADER], kind: u32) {
-            let known = ReplyKind::ALL.iter().any(|known| known.code() == kind);
-            prop_assume!(!known && kind != REQUEST && kind != PLAIN_REQUEST && kind != SKIP);
+            let known = ReplyKind::ALL.iter().any(|known| known.code() == kind & !PARCEL_RESPONSE);
+            prop_assume!(!known && kind & !REQUEST_FLAGS != REQUEST && kind != SKIP);
             let mut bytes = bytes;
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             prop_assert!(RequestHeader::parse(&bytes, RING_LEN as u64).is_err());
@@ -401,10 +436,13 @@ mod tests {
             file in 0u32..3,
             room in 0u64..70_000,
         ) {
-            let header = RequestHeader { task: 1, function: 2, sections, plain: true, count: 1, file };
-            let len = sections.iter().map(|&section| u128::from(section)).sum::<u128>();
-            let fits = len <= INLINE_MAX as u128 && REQUEST_HEADER as u128 + len.div_ceil(8) * 8 <= room.into();
-            let sound = if file == 0 { fits } else { u64::try_from(len).is_ok() };
+            let in_file = [file == 2, false, file > 0];
+            let header = RequestHeader {
+                task: 1, function: 2, sections, plain: true, count: 1, in_file, parcels: [false; 3], file,
+            };
+            let inline = (0..3).filter(|&at| !in_file[at]).map(|at| u128::from(sections[at])).sum::<u128>();
+            let sound =
+                inline <= INLINE_MAX as u128 && REQUEST_HEADER as u128 + inline.div_ceil(8) * 8 <= room.into();
             prop_assert_eq!(sound, RequestHeader::parse(&header.encode(), room).is_ok());
         }
 

@@ -2,24 +2,25 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::claim;
-use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
-use super::host::ring;
+use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState, next};
+use super::host::{open_file, ring};
 use super::layout::{
     ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS,
     RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK, WORKER_ASLEEP,
 };
+use super::parcel::Parcel;
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
     ResponseHeader, SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
 };
 use super::spin::Spin;
 use crate::sys::fault::{self, Step, reach};
-use crate::sys::{self, Blob, Interest, Segment, Woken};
+use crate::sys::{self, Interest, Segment, Woken};
 use crate::time::Moment;
 
 /// Most answers that a dozing host is not told of: a good part of what a ring holds.
@@ -32,10 +33,12 @@ pub struct Request {
     pub task: u64,
     /// Which function it calls.
     pub function: u64,
-    /// The lengths of the three parts of the body.
+    /// The lengths of its three parts.
     pub sections: [usize; 3],
-    /// The parts, one after the other.
-    pub body: Body,
+    /// Those that came in the ring, one after the other.
+    pub inline: Small,
+    /// Those that came in files, each with its place among the three.
+    pub files: Vec<(usize, Body)>,
     /// Whether the last part is plain.
     pub plain: bool,
     /// How many calls this is for; their arguments follow each other in the last part. The second and
@@ -186,22 +189,23 @@ impl WorkerChannel {
     }
 
     fn receive_record(&mut self, header: &RequestHeader) -> Result<Request, Corrupt> {
-        let len = usize::try_from(header.len()).map_err(|_| Corrupt("request too long".into()))?;
+        let len = usize::try_from(header.inline()).expect("what was parsed fits the ring");
         let start = self.read_at + REQUEST_HEADER;
-        let body = if header.file == 0 {
-            let mut bytes = Small::from_elem(0, len);
-            debug_assert!(start + len <= RING_LEN, "{len} bytes at {start} of the ring");
-            self.segment.read(REQUESTS + start, &mut bytes);
-            self.read_at = start + len.next_multiple_of(8);
-            Body::Inline(bytes)
-        } else {
-            self.read_at = start;
-            let fd = self.files_in.take(header.file, self.socket.as_fd())?;
-            Body::File(Blob::open(fd, len).map_err(|error| Corrupt(format!("request: {error}")))?)
-        };
+        let mut inline = Small::from_elem(0, len);
+        debug_assert!(start + len <= RING_LEN, "{len} bytes at {start} of the ring");
+        self.segment.read(REQUESTS + start, &mut inline);
+        self.read_at = start + len.next_multiple_of(8);
         let sections = header.sections.map(|section| usize::try_from(section).unwrap_or(usize::MAX));
+        let mut files = Vec::new();
+        let mut number = header.file;
+        for at in (0..3).filter(|&at| header.in_file[at]) {
+            let fd = self.files_in.take(number, self.socket.as_fd())?;
+            let body = open_file(fd, sections[at], header.parcels[at]);
+            files.push((at, body.map_err(|error| Corrupt(format!("request: {error}")))?));
+            number = next(number);
+        }
         let RequestHeader { task, function, plain, count, .. } = *header;
-        Ok(Request { task, function, sections, body, plain, count })
+        Ok(Request { task, function, sections, inline, files, plain, count })
     }
 
     /// Looks for a request for as long as that is cheaper than sleeping; whether there is one. All that
@@ -271,55 +275,67 @@ impl WorkerChannel {
     /// The whole of it was there at `finished_at`, unless it has to be written to a file first. While
     /// the ring is full this waits for the host, whatever signals arrive: half a response
     /// is of no use to anyone.
-    pub fn send(
-        &mut self,
-        kind: ReplyKind,
-        task: u64,
-        body: &[u8],
-        mut finished_at: Moment,
-    ) -> io::Result<bool> {
-        let in_file = body.len() > INLINE_MAX;
-        let inline = if in_file { 0 } else { body.len() };
-        let is_short = kind.is_plain() && body.len() <= SHORT_MAX;
-        let header_len = if is_short { SHORT_HEADER } else { RESPONSE_HEADER };
-        let size = header_len as u64 + padded(inline as u64);
-        let file = if in_file {
-            while !self.file_may_go() {
-                if !self.wait_for_room()? {
-                    return Ok(false);
-                }
-            }
-            let number = self.files_out.send(self.socket.as_fd(), &[body])?;
-            reach(Step::WorkerFileSent);
-            finished_at = sys::now();
-            number
-        } else {
-            0
+    pub fn send(&mut self, kind: ReplyKind, task: u64, body: &[u8], finished_at: Moment) -> io::Result<bool> {
+        let header = ResponseHeader {
+            kind,
+            task,
+            finished_at: finished_at.as_nanos(),
+            len: body.len() as u64,
+            parcel: false,
+            file: 0,
+            is_short: kind.is_plain() && body.len() <= SHORT_MAX,
         };
+        if body.len() <= INLINE_MAX {
+            return self.send_record(header, body);
+        }
+        let file = sys::Blob::create(&[body])?;
+        self.send_file(header, file.as_fd())
+    }
+
+    /// Sends a response whose body is a parcel. False if the host is gone.
+    pub fn send_parcel(&mut self, kind: ReplyKind, task: u64, parcel: &Parcel) -> io::Result<bool> {
+        let len = parcel.len() as u64;
+        let header =
+            ResponseHeader { kind, task, finished_at: 0, len, parcel: true, file: 0, is_short: false };
+        self.send_file(header, parcel.file())
+    }
+
+    fn send_file(&mut self, header: ResponseHeader, file: BorrowedFd<'_>) -> io::Result<bool> {
+        while !self.file_may_go() {
+            if !self.wait_for_room()? {
+                return Ok(false);
+            }
+        }
+        let file = self.files_out.send_file(self.socket.as_fd(), file)?;
+        reach(Step::WorkerFileSent);
+        self.send_record(ResponseHeader { file, finished_at: sys::now().as_nanos(), ..header }, &[])
+    }
+
+    fn send_record(&mut self, header: ResponseHeader, inline: &[u8]) -> io::Result<bool> {
+        let size = header.size();
         let Some(at) = self.make_room(size)? else {
             return Ok(false);
         };
-        let finished_at = finished_at.as_nanos();
-        if is_short {
-            let header = short_header(task, finished_at, body.len());
-            self.write(RESPONSES + at, &header, Step::WorkerHeaderHalf);
+        let header_len = if header.is_short {
+            let short = short_header(header.task, header.finished_at, inline.len());
+            self.write(RESPONSES + at, &short, Step::WorkerHeaderHalf);
+            SHORT_HEADER
         } else {
-            let len = body.len() as u64;
-            let header = ResponseHeader { kind, task, finished_at, len, file, is_short };
             self.write(RESPONSES + at, &header.encode(), Step::WorkerHeaderHalf);
-        }
-        if !in_file {
-            self.write(RESPONSES + at + header_len, body, Step::WorkerBodyHalf);
+            RESPONSE_HEADER
+        };
+        if header.file == 0 {
+            self.write(RESPONSES + at + header_len, inline, Step::WorkerBodyHalf);
         }
         reach(Step::WorkerAnswerWritten);
         self.written = self.written.wrapping_add(size);
-        if in_file {
+        if header.file != 0 {
             self.files_pending.push_back(self.written);
         }
         self.segment.u64(RESPONSE_WRITTEN).store(self.written, Ordering::Release);
         reach(Step::WorkerPublished);
         self.untold += 1;
-        let pays = self.untold >= UNTOLD_MAX || !kind.is_value();
+        let pays = self.untold >= UNTOLD_MAX || !header.kind.is_value();
         // A host that dozed the last time need not even be looked at: the look waits until all that was
         // written has left this core. If it does not doze any more, it is told before we sleep.
         if pays || !self.host_dozes {
@@ -420,6 +436,19 @@ mod tests {
         (host, WorkerChannel::open(file, socket).unwrap())
     }
 
+    /// All three sections, one after the other.
+    fn sections(request: &Request) -> Vec<u8> {
+        let mut inline = &request.inline[..];
+        let mut all = Vec::new();
+        for (at, &len) in request.sections.iter().enumerate() {
+            match request.files.iter().find(|(place, _)| *place == at) {
+                Some((_, body)) => all.extend(bytes(body)),
+                None => all.extend(inline.split_off(..len).unwrap()),
+            }
+        }
+        all
+    }
+
     fn bytes(body: &Body) -> Vec<u8> {
         let mut bytes = vec![0; body.len()];
         body.read(0, &mut bytes).unwrap();
@@ -456,7 +485,7 @@ mod tests {
                             prop_assert_eq!((task, [0, size, 1]), (request.task, request.sections));
                             let mut expected = vec![u8::try_from(task % 251).unwrap(); size];
                             expected.push(b'x');
-                            prop_assert_eq!(expected, bytes(&request.body));
+                            prop_assert_eq!(expected, sections(&request));
                             started.push_back((task, size));
                         }
                         None => prop_assert!(handed.is_empty()),
