@@ -1,5 +1,6 @@
 """The compiled part of killercall. Private: meaning and defaults are in the Python modules."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, final
 
@@ -59,8 +60,9 @@ class Arrived:
 class Memory:
     """The memory of a parcel, for as long as an object uses it."""
 
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+        def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
 @final
 class ServerCopy:

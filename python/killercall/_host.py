@@ -264,7 +264,7 @@ class HostJob:
         """The exception for a call that did not return."""
         match outcome.ending:
             case "raised":
-                return self._raised(outcome.body)
+                return self._raised(_payload.in_bytes(outcome.body or b""))
             case "timed_out":
                 return self._timed_out(outcome)
             case "died":
@@ -361,7 +361,7 @@ def _loads(
         raise SerializationError(message)
     try:
         if plain:
-            return _core.decode_plain(data, False)
+            return _core.decode_plain(_payload.in_bytes(data), False)
         return _payload.loads(options.serializer, data)
     except KeyboardInterrupt:
         raise
@@ -467,9 +467,7 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
         number, parcel = interner.large(parts)
         return {"function": number, "function_bytes": parcel}
     data = (
-        _dump_function(options.serializer, function, described)
-        if parts is None
-        else parts.in_one()
+        _dump_function(options.serializer, function, described) if parts is None else parts.in_one()
     )
     return {"function": interner.number(data), "function_bytes": data}
 

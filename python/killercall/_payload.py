@@ -662,7 +662,11 @@ def pack(
 ) -> bytes | _core.Parcel:
     """The same, as a parcel if it is large; for `given` see there."""
     parts = parts_of(serializer, value, passing)
-    return dumps(serializer, value, what, passing=passing) if parts is None else parts.sent(given=given)
+    return (
+        dumps(serializer, value, what, passing=passing)
+        if parts is None
+        else parts.sent(given=given)
+    )
 
 
 def parts_of(
@@ -686,9 +690,17 @@ def parts_of(
 def loads(serializer: Serializer, data: bytes | _core.Arrived) -> Any:
     """What `dumps` or `pack` made, back."""
     if type(data) is not _core.Arrived:
-        return serializer.loads(data)  # type: ignore[arg-type]
+        return serializer.loads(data)
     stream, buffers = data.open()
     return pickle.loads(stream, buffers=buffers)
+
+
+def in_bytes(data: bytes | _core.Arrived) -> bytes:
+    """What is never packed as a parcel."""
+    if not isinstance(data, bytes):
+        message = "a parcel came where there are only bytes"
+        raise SerializationError(message)
+    return data
 
 
 # Where the search for a culprit ends: a value nested without end has no innermost part, and each

@@ -279,7 +279,7 @@ class _Worker:
                 self._channel.forget(oldest)
         try:
             if self._inherited and inherited is not None:
-                _, *rest = pickle.loads(pickled)
+                _, *rest = pickle.loads(_payload.in_bytes(pickled))
                 known = _Function(inherited.function, *rest)
             else:
                 known = _Function(*_payload.loads(self._serializer, pickled))
@@ -291,11 +291,11 @@ class _Worker:
 
     def _call(self, known: _Function, pickled: bytes | _core.Arrived, *, plain: bool) -> Any:
         if self._inherited and inherited is not None:
-            args, kwargs = inherited.calls[int(pickled)]
+            args, kwargs = inherited.calls[int(_payload.in_bytes(pickled))]
         else:
             try:
                 args, kwargs = (
-                    _core.decode_plain(pickled, True)
+                    _core.decode_plain(_payload.in_bytes(pickled), True)
                     if plain
                     else _payload.loads(self._serializer, pickled)
                 )
