@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import killercall
@@ -178,40 +177,47 @@ def test_buffer_that_is_not_in_one_piece() -> None:
         killer_call(identity)(Buffer(memoryview(bytearray(LARGE))[::2]))
 
 
-def frame() -> pd.DataFrame:
-    """With columns of several kinds."""
-    size = 200_000
-    return pd.DataFrame(
-        {
-            "whole": np.arange(size),
-            "real": np.linspace(0, 1, size),
-            "text": [f"row {n}" for n in range(size)],
-            "time": pd.date_range("2000", periods=size, freq="min"),
-            "kind": pd.Categorical(["a", "b"] * (size // 2)),
-        }
-    )
+# In a process of its own, as for those below: they start threads.
+FRAMES = """
+import numpy as np
+import pandas as pd
+from killercall import killer_call
+
+size = 200_000
+data = pd.DataFrame(
+    {
+        "whole": np.arange(size),
+        "real": np.linspace(0, 1, size),
+        "text": [f"row {n}" for n in range(size)],
+        "time": pd.date_range("2000", periods=size, freq="min"),
+        "kind": pd.Categorical(["a", "b"] * (size // 2)),
+    }
+)
+
+def change(value):
+    value.loc[0, "real"] = 7.0
+    value["more"] = value["whole"] + 1
+    return value
+
+back = killer_call(change, timeout=60)(data)
+assert (data.loc[0, "real"], back.loc[0, "real"]) == (0.0, 7.0)
+back.loc[1, "real"] = 8.0
+pd.testing.assert_frame_equal(data.iloc[2:], back.iloc[2:].drop(columns="more"))
+print("right")
+"""
 
 
 def test_data_frames() -> None:
     """Pandas; they can be changed, on either side."""
-    data = frame()
-
-    def change(value: pd.DataFrame) -> pd.DataFrame:
-        value.loc[0, "real"] = 7.0
-        value["more"] = value["whole"] + 1
-        return value
-
-    back = killer_call(change, timeout=60)(data)
-    assert (data.loc[0, "real"], back.loc[0, "real"]) == (0.0, 7.0)
-    back.loc[1, "real"] = 8.0
-    pd.testing.assert_frame_equal(data.iloc[2:], back.iloc[2:].drop(columns="more"))
+    result = run_script(FRAMES)
+    assert (result.stdout, result.stderr) == ("right\n", "")
 
 
 @pytest.mark.parametrize(
     "make", ["pyarrow.table(columns)", "polars.DataFrame(columns)"], ids=["pyarrow", "polars"]
 )
 def test_tables_of_others(make: str) -> None:
-    """As they were. In a process of their own: they start threads."""
+    """As they were."""
     module = make.split(".")[0]
     code = f"""
 import numpy as np
