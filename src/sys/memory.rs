@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// A shared mapping of a whole file.
 #[derive(Debug)]
@@ -160,12 +160,10 @@ impl Mapping {
     /// touching a page that is not there any more would kill this process.
     pub fn of(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         check_cannot_shrink(file, len)?;
-        let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let forks = super::fork_count();
-        // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing.
-        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_PRIVATE, file, 0) }?;
-        Ok(Self { base: base.cast(), len, forks })
+        let base = map_for_huge_pages(file, 0, len, protection, MapFlags::MAP_PRIVATE)?;
+        Ok(Self { base, len, forks })
     }
 
     /// Where it begins.
@@ -176,6 +174,15 @@ impl Mapping {
     /// How many bytes it has.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether just these bytes are there.
+    pub fn holds(&self, bytes: &[u8], offset: usize) -> bool {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset, "compared at {offset}");
+        // SAFETY: in bounds, and the mapping lives as long as `self`. Callers that compare hand its
+        // address to nobody, and its file is sealed against writing.
+        let found = unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), bytes.len()) };
+        found == bytes
     }
 
     /// All that is there now.
@@ -203,6 +210,72 @@ impl Drop for Mapping {
         let unmapped = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of our own mapping: {unmapped:?}");
     }
+}
+
+/// The length and the alignment of the kernel's huge pages. Where they are longer, there are none here.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Maps a file such that its huge pages can be mapped as such. Newer kernels choose an address like
+/// that themselves; with others it may be lost to another thread, and then small ones have to do.
+fn map_for_huge_pages(
+    file: BorrowedFd<'_>,
+    offset: i64,
+    len: usize,
+    protection: ProtFlags,
+    flags: MapFlags,
+) -> io::Result<NonNull<u8>> {
+    let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: a fresh mapping at an address of the kernel's choice; it aliases nothing.
+    let map = |hint| unsafe { mmap(hint, length, protection, flags, file, offset) };
+    let base = map(None)?;
+    if len < HUGE_PAGE || base.addr().get().is_multiple_of(HUGE_PAGE) {
+        return Ok(base.cast());
+    }
+    // SAFETY: the mapping was made just now, and nobody has been told of it.
+    unsafe { munmap(base, len) }?;
+    Ok(map(room_for_huge_pages(len))?.cast())
+}
+
+/// An address where there is room for that, at the beginning of a huge page.
+fn room_for_huge_pages(len: usize) -> Option<NonZeroUsize> {
+    let length = NonZeroUsize::new(len.checked_add(HUGE_PAGE)?)?;
+    // SAFETY: a fresh mapping that takes no memory and is gone at once.
+    let room = unsafe {
+        let room = mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE).ok()?;
+        munmap(room, length.get()).ok()?;
+        room
+    };
+    NonZeroUsize::new(room.addr().get().next_multiple_of(HUGE_PAGE))
+}
+
+/// Has the kernel take a huge page for the part of a file that begins at `offset` and holds nothing
+/// yet: one such page is had, and later mapped, in a fraction of the time that 512 small ones take.
+///
+/// Asked for like this the kernel does so whatever its settings for shared memory say, which mostly
+/// exclude it. That needs something to be there already, and a mapping, which is gone before anybody
+/// counts it.
+#[cfg(target_os = "linux")]
+pub fn make_huge(file: BorrowedFd<'_>, offset: usize) -> io::Result<()> {
+    let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    nix::sys::uio::pwrite(file, &[0], at)?;
+    let base = map_for_huge_pages(file, at, HUGE_PAGE, ProtFlags::PROT_READ, MapFlags::MAP_SHARED)?.cast();
+    // SAFETY: the mapping was made just now, nobody looks at it, and what it holds stays the same.
+    unsafe {
+        let made = nix::errno::Errno::result(libc::madvise(base.as_ptr(), HUGE_PAGE, MADV_COLLAPSE));
+        munmap(base, HUGE_PAGE)?;
+        made?;
+    }
+    Ok(())
+}
+
+/// The bindings have it for some C libraries only.
+#[cfg(target_os = "linux")]
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// There are none here.
+#[cfg(not(target_os = "linux"))]
+pub fn make_huge(_file: BorrowedFd<'_>, _offset: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// A new file of memory that may grow but never shrink.
@@ -338,6 +411,32 @@ mod tests {
         assert!(Mapping::of(pipe.as_fd(), 1).is_err());
         let on_disk = File::open("/proc/self/exe").unwrap();
         assert!(Mapping::of(on_disk.as_fd(), 1).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_huge_page_holds_what_is_written_around_it() {
+        let file = File::from(lasting_file().unwrap());
+        file.set_len(3 * HUGE_PAGE as u64).unwrap();
+        file.write_all_at(b"before", HUGE_PAGE as u64 - 6).unwrap();
+        // A kernel without it refuses, and then nothing has changed either.
+        let made = make_huge(file.as_fd(), HUGE_PAGE);
+        file.write_all_at(b"in it", HUGE_PAGE as u64 + 4000).unwrap();
+        let mapping = Mapping::of(file.as_fd(), 3 * HUGE_PAGE).unwrap();
+        assert!(mapping.holds(b"before\0\0", HUGE_PAGE - 6), "{made:?}");
+        assert!(mapping.holds(b"in it\0", HUGE_PAGE + 4000), "{made:?}");
+        assert!(!mapping.holds(b"in it\0", HUGE_PAGE + 4001));
+        assert!(mapping.holds(&vec![0; HUGE_PAGE - 4005], HUGE_PAGE + 4005));
+        assert!(mapping.base.addr().get().is_multiple_of(HUGE_PAGE) || made.is_err());
+        assert!(make_huge(file.as_fd(), 4 * HUGE_PAGE).is_ok() || made.is_err(), "it grows");
+    }
+
+    #[test]
+    fn there_is_room_at_the_beginning_of_a_huge_page() {
+        let room = room_for_huge_pages(5 * HUGE_PAGE + 1).unwrap();
+        assert!(room.get().is_multiple_of(HUGE_PAGE));
+        assert!(room_for_huge_pages(usize::MAX).is_none());
+        assert!(room_for_huge_pages(usize::MAX / 2).is_none());
     }
 
     #[test]

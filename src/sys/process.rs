@@ -221,8 +221,9 @@ pub fn fork_generation() -> u64 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// How often this process has forked by way of the C library since this was first asked. A copy starts
-/// with a number that is not the one that its parent had before.
+/// Counts how often this process begins and ends to fork by way of the C library, since this was first
+/// asked: if it is the same at two moments, nothing that was made and dropped between them has a copy in
+/// another process. A child starts with a number that its parent had in between.
 pub fn fork_count() -> u64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     static REGISTERED: Once = Once::new();
@@ -230,8 +231,10 @@ pub fn fork_count() -> u64 {
         COUNT.fetch_add(1, Ordering::Relaxed);
     }
     REGISTERED.call_once(|| {
-        // SAFETY: as in `fork_generation`; this handler runs before the fork.
-        unsafe { libc::pthread_atfork(Some(count), None, None) };
+        // What another thread makes after the first handler and before the fork is copied as well: so
+        // the parent counts once more after it.
+        // SAFETY: as in `fork_generation`; these handlers run in the parent, before and after the fork.
+        unsafe { libc::pthread_atfork(Some(count), Some(count), None) };
     });
     COUNT.load(Ordering::Relaxed)
 }

@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pool;
-use crate::sys::{self, Mapping};
+use crate::sys::{self, HUGE_PAGE, Mapping};
 
 /// How a parcel begins.
 pub(super) const MAGIC: u64 = 0x0031_4c43_5241_504b;
@@ -89,6 +89,7 @@ pub struct Parcel {
     file: File,
     len: usize,
     layout: Layout,
+    is_lent: bool,
 }
 
 impl Parcel {
@@ -124,18 +125,19 @@ impl Parcel {
         if len < end {
             file.set_len(end as u64)?;
         }
+        let mut writer = Writer::new(&file, len, end);
         let mut front = layout.head(flags);
         front.resize(layout.stream.start, 0);
-        file.write_all_at(&front, 0)?;
-        let mut at = layout.stream.start as u64;
+        writer.write(&front, 0)?;
+        let mut at = layout.stream.start;
         for part in stream {
-            file.write_all_at(part, at)?;
-            at += part.len() as u64;
+            writer.write(part, at)?;
+            at += part.len();
         }
         for (buffer, place) in buffers.iter().zip(&layout.buffers) {
-            file.write_all_at(buffer, place.start as u64)?;
+            writer.write(buffer, place.start)?;
         }
-        Ok(Self { file, len: len.max(end), layout: layout.clone() })
+        Ok(Self { file, len: len.max(end), layout: layout.clone(), is_lent: flags & GIVEN == 0 })
     }
 
     /// The file to be sent.
@@ -159,8 +161,15 @@ impl Parcel {
         if Layout::new(len, buffers.iter().map(|buffer| buffer.len())).as_ref() != Some(&self.layout) {
             return Ok(false);
         }
-        let mut chunk = vec![0; CHUNK];
+        // Its seals see to it that the mapping holds what was written, and nothing else ever.
+        let mapping = (self.is_lent && self.len >= MAPPED_MIN)
+            .then(|| Mapping::of(self.file.as_fd(), self.len).ok())
+            .flatten();
+        let mut chunk = vec![0; if mapping.is_some() { 0 } else { CHUNK }];
         let mut same = |part: &[u8], start: usize| {
+            if let Some(mapping) = &mapping {
+                return Ok(mapping.holds(part, start));
+            }
             let mut at = start as u64;
             for expected in part.chunks(CHUNK) {
                 let found = &mut chunk[..expected.len()];
@@ -185,6 +194,40 @@ impl Parcel {
             }
         }
         Ok(true)
+    }
+}
+
+/// Writes a file from its beginning to its end, on huge pages where it holds nothing yet.
+struct Writer<'a> {
+    file: &'a File,
+    /// Where the next huge page can begin, and where the last one has to end.
+    next: usize,
+    end: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// For a file that was `len` bytes long and now has `end` or more.
+    fn new(file: &'a File, len: usize, end: usize) -> Self {
+        let next = len.checked_next_multiple_of(HUGE_PAGE).unwrap_or(usize::MAX);
+        Self { file, next, end: end / HUGE_PAGE * HUGE_PAGE }
+    }
+
+    fn write(&mut self, mut bytes: &[u8], mut at: usize) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let page = at / HUGE_PAGE * HUGE_PAGE;
+            if page >= self.next && page < self.end {
+                // If there are none to be had now, the rest of the file does with small ones.
+                let made = sys::make_huge(self.file.as_fd(), page).is_ok();
+                self.next = if made { page + HUGE_PAGE } else { self.end };
+            }
+            // One at a time: the kernel has cleared it, so it is in the processor's cache.
+            let len = if self.next < self.end { page + HUGE_PAGE - at } else { bytes.len() };
+            let (now, rest) = bytes.split_at(len.min(bytes.len()));
+            self.file.write_all_at(now, at as u64)?;
+            at += now.len();
+            bytes = rest;
+        }
+        Ok(())
     }
 }
 
@@ -372,6 +415,24 @@ mod tests {
                 prop_assert_eq!(*buffer, &contents(&memory, place)[..]);
                 prop_assert!(buffer.len() < PAGE || place.start % PAGE == 0);
             }
+        }
+    }
+
+    #[test]
+    fn a_file_with_huge_pages_grows() {
+        let bytes: Vec<u8> = (0..9 << 20).map(|at: u32| (at / 511).to_le_bytes()[0]).collect();
+        let file = sys::lasting_file().unwrap();
+        let mut before = 0;
+        for len in [100, 3 << 20, (4 << 20) + 1, 4 << 20, bytes.len()] {
+            let buffers = [&bytes[..70_000], &bytes[..len]];
+            let layout = Layout::new(6, buffers.iter().map(|buffer| buffer.len())).unwrap();
+            let used = file.try_clone().unwrap();
+            let parcel = Parcel::write(used, before, &layout, &[b"stream"], &buffers, GIVEN).unwrap();
+            before = parcel.len();
+            assert!(parcel.holds(&[b"stream"], &buffers).unwrap());
+            let (layout, memory) = deliver(&parcel).unpack().unwrap();
+            assert_eq!(b"stream", &contents(&memory, &layout.stream)[..]);
+            assert!(contents(&memory, &layout.buffers[1]) == bytes[..len], "{len} bytes");
         }
     }
 
