@@ -209,7 +209,8 @@ print("right")
 
 def test_data_frames() -> None:
     """Pandas; they can be changed, on either side."""
-    result = run_script(FRAMES)
+    # Importing pandas takes long on a busy machine, and the worker does so once more.
+    result = run_script(FRAMES, limit=110)
     assert (result.stdout, result.stderr) == ("right\n", "")
 
 
@@ -230,7 +231,7 @@ table = {make}
 assert killer_call(lambda table: table, timeout=60)(table).equals(table)
 print("right")
 """
-    result = run_script(code)
+    result = run_script(code, limit=110)
     assert (result.stdout, result.stderr) == ("right\n", "")
 
 
@@ -407,6 +408,77 @@ from killercall import killer_pmap
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 kept = killer_pmap(lambda n: np.full(40_000, n), range(400), cpus=2)
 assert [int(array[-1]) for array in kept] == list(range(400))
+print("right")
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("right\n", "")
+
+
+@linux
+def test_worker_without_descriptors() -> None:
+    """Cannot answer in a file: that call fails and says so, and the next one goes well."""
+
+    def use_up(left: int) -> np.ndarray:
+        import builtins
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        fds: list[int] = []
+        builtins.kept_open = fds  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                fds.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(left):
+            os.close(fds.pop())
+        return number_of_bytes(LARGE)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        killer_call(use_up)(0)
+    total = killer_call(lambda value: int(value[-1]))
+    assert total(number_of_bytes(LARGE)) == LARGE // 8 - 1
+    killercall.shutdown()
+    assert killer_call(use_up)(1)[-1] == LARGE // 8 - 1
+    assert total(number_of_bytes(LARGE)) == LARGE // 8 - 1
+
+
+@linux
+def test_host_without_descriptors() -> None:
+    """What it cannot receive costs that call, says why, and leaves nothing behind."""
+    code = """
+import os, resource
+import numpy as np
+import killercall
+from killercall import killer_call
+
+double = killer_call(lambda value: value * 2, timeout=60)
+array = np.arange(1_000_000)
+double(array)
+before = len(os.listdir("/proc/self/fd"))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, hard))
+right = failed = 0
+for left in range(8):
+    fds = []
+    try:
+        while True:
+            fds.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    for _ in range(left):
+        os.close(fds.pop())
+    for _ in range(2):
+        try:
+            right += int(double(array)[-1]) == 1_999_998
+        except (killercall.WorkerDied, killercall.WorkerStartError, OSError) as error:
+            assert "ulimit -n" in str(error) or "Too many open files" in str(error), error
+            failed += 1
+    for fd in fds:
+        os.close(fd)
+    assert int(double(array)[-1]) == 1_999_998
+assert right and failed, (right, failed)
+killercall.shutdown()
+assert len(os.listdir("/proc/self/fd")) <= before, os.listdir("/proc/self/fd")
 print("right")
 """
     result = run_script(code)

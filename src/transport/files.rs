@@ -53,7 +53,10 @@ impl FilesIn {
         for _ in 0..DRAIN_MAX {
             let Some(received) = sys::receive(socket, &mut bells)? else { break };
             if received.cut {
-                return Err(io::Error::other("descriptors were lost on the way"));
+                // A sound peer sends them one by one, so it is mostly the limit that keeps them out.
+                return Err(io::Error::other(
+                    "a file was lost on the way, as this process may not have more of them open (ulimit -n)",
+                ));
             }
             let only_bells = received.fds.is_empty() && (1..bells.len()).contains(&received.bytes);
             for fd in received.fds {
