@@ -235,6 +235,69 @@ print("right")
     assert (result.stdout, result.stderr) == ("right\n", "")
 
 
+POLARS = """
+import datetime
+import numpy as np
+import polars as pl
+from polars.testing import assert_frame_equal, assert_series_equal
+from killercall import _frames, killer_call
+
+size = 30_000
+numbers = np.arange(size)
+moments = pl.Series("m", numbers * 1000).cast(pl.Datetime("us", "Europe/Berlin"))
+plain = {
+    "whole": pl.Series("w", numbers),
+    "small": pl.Series("s", (numbers % 100).repeat(4).astype(np.int8)),
+    "unsigned": pl.Series("u", numbers.astype(np.uint64) + 2**63),
+    "real": pl.Series("r", np.where(numbers % 3, numbers, np.nan)),
+    "moment": moments,
+    "day": pl.Series("d", numbers.repeat(2).astype(np.int32)).cast(pl.Date),
+    "span": pl.Series("p", numbers).cast(pl.Duration("ns")),
+    "time": pl.Series("t", numbers * 10**9).cast(pl.Time),
+    "pieces": pl.concat([pl.Series("c", numbers), pl.Series("c", numbers)], rechunk=False),
+    "a part": pl.Series("a", numbers)[7:-3000],
+    "no name": pl.Series(numbers),
+}
+other = {
+    "with gaps": pl.Series("g", [None, 1, 2] * 10_000),
+    "text": pl.Series("x", [str(number) for number in numbers]),
+    "truth": pl.Series("b", numbers % 2 == 0),
+    "kind": pl.Series("k", ["a", "b"] * (size // 2), pl.Categorical),
+    "one of": pl.Series("e", ["a", "b"] * (size // 2), pl.Enum(["b", "a"])),
+    "decimal": pl.Series("f", [1, 2] * (size // 2), pl.Decimal(20, 3)),
+    "rows": pl.Series("l", [[1, 2]] * size),
+    "parts": pl.Series("q", [{"a": 1}] * size),
+    "little": pl.Series("i", [1, 2]),
+    "nothing": pl.Series("n", [], pl.Int64),
+}
+for name, series in plain.items():
+    assert _frames.reduce_polars(series), name
+for name, series in other.items():
+    assert not _frames.reduce_polars(series), name
+back = killer_call(lambda value: value, timeout=60)
+everything = plain | other
+for name, again in back(everything).items():
+    assert_series_equal(everything[name], again)
+frame = pl.DataFrame(
+    [column.alias(name) for name, column in everything.items() if len(column) == size]
+)
+again = back({"deep": [frame]})["deep"][0]
+assert_frame_equal(frame, again)
+assert frame.schema == again.schema
+for descending in (False, True):
+    ordered = pl.Series("o", numbers).sort(descending=descending)
+    assert back(ordered).flags == ordered.flags != plain["real"].flags
+assert_frame_equal(pl.DataFrame(), back(pl.DataFrame()))
+print("right")
+"""
+
+
+def test_series_of_polars() -> None:
+    """Of all types, with their names, their gaps and what is known of their order."""
+    result = run_script(POLARS, limit=110)
+    assert (result.stdout, result.stderr) == ("right\n", "")
+
+
 def test_each_has_its_own() -> None:
     """What a call changes in place is seen neither by the host nor by the next call."""
     array = number_of_bytes(LARGE)

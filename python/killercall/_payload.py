@@ -129,6 +129,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return functools.cached_property, (_same,), state, None, None, _set_property_state
         if issubclass(type(obj), BaseException) and _has_default_reduce(type(obj)):
             return _reduce_exception(obj)
+        if "polars" in sys.modules:
+            from killercall import _frames
+
+            reduced = _frames.reduce_polars(obj)
+            if reduced is not None:
+                return reduced
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
