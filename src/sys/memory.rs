@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
@@ -248,21 +249,24 @@ fn room_for_huge_pages(len: usize) -> Option<NonZeroUsize> {
     NonZeroUsize::new(room.addr().get().next_multiple_of(HUGE_PAGE))
 }
 
-/// Has the kernel take a huge page for the part of a file that begins at `offset` and holds nothing
-/// yet: one such page is had, and later mapped, in a fraction of the time that 512 small ones take.
+/// Has the kernel take huge pages for a part of a file that holds nothing yet: one such page is had, and
+/// later mapped, in a fraction of the time that 512 small ones take. `WouldBlock` if some of them were
+/// not to be had just now.
 ///
 /// Asked for like this the kernel does so whatever its settings for shared memory say, which mostly
-/// exclude it. That needs something to be there already, and a mapping, which is gone before anybody
-/// counts it.
+/// exclude it. That needs something to be there already, and a mapping, which is gone at once.
 #[cfg(target_os = "linux")]
-pub fn make_huge(file: BorrowedFd<'_>, offset: usize) -> io::Result<()> {
-    let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    nix::sys::uio::pwrite(file, &[0], at)?;
-    let base = map_for_huge_pages(file, at, HUGE_PAGE, ProtFlags::PROT_READ, MapFlags::MAP_SHARED)?.cast();
+pub fn make_huge(file: BorrowedFd<'_>, part: Range<usize>) -> io::Result<()> {
+    let offset = |at: usize| i64::try_from(at).map_err(|_| io::ErrorKind::InvalidInput);
+    for at in part.clone().step_by(HUGE_PAGE) {
+        nix::sys::uio::pwrite(file, &[0], offset(at)?)?;
+    }
+    let (start, len) = (offset(part.start)?, part.len());
+    let base = map_for_huge_pages(file, start, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED)?.cast();
     // SAFETY: the mapping was made just now, nobody looks at it, and what it holds stays the same.
     unsafe {
-        let made = nix::errno::Errno::result(libc::madvise(base.as_ptr(), HUGE_PAGE, MADV_COLLAPSE));
-        munmap(base, HUGE_PAGE)?;
+        let made = nix::errno::Errno::result(libc::madvise(base.as_ptr(), len, MADV_COLLAPSE));
+        munmap(base, len)?;
         made?;
     }
     Ok(())
@@ -274,7 +278,7 @@ const MADV_COLLAPSE: libc::c_int = 25;
 
 /// There are none here.
 #[cfg(not(target_os = "linux"))]
-pub fn make_huge(_file: BorrowedFd<'_>, _offset: usize) -> io::Result<()> {
+pub fn make_huge(_file: BorrowedFd<'_>, _part: Range<usize>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -420,7 +424,7 @@ mod tests {
         file.set_len(3 * HUGE_PAGE as u64).unwrap();
         file.write_all_at(b"before", HUGE_PAGE as u64 - 6).unwrap();
         // A kernel without it refuses, and then nothing has changed either.
-        let made = make_huge(file.as_fd(), HUGE_PAGE);
+        let made = make_huge(file.as_fd(), HUGE_PAGE..2 * HUGE_PAGE);
         file.write_all_at(b"in it", HUGE_PAGE as u64 + 4000).unwrap();
         let mapping = Mapping::of(file.as_fd(), 3 * HUGE_PAGE).unwrap();
         assert!(mapping.holds(b"before\0\0", HUGE_PAGE - 6), "{made:?}");
@@ -428,7 +432,7 @@ mod tests {
         assert!(!mapping.holds(b"in it\0", HUGE_PAGE + 4001));
         assert!(mapping.holds(&vec![0; HUGE_PAGE - 4005], HUGE_PAGE + 4005));
         assert!(mapping.base.addr().get().is_multiple_of(HUGE_PAGE) || made.is_err());
-        assert!(make_huge(file.as_fd(), 4 * HUGE_PAGE).is_ok() || made.is_err(), "it grows");
+        assert!(make_huge(file.as_fd(), 4 * HUGE_PAGE..6 * HUGE_PAGE).is_ok() || made.is_err(), "it grows");
     }
 
     #[test]

@@ -40,6 +40,10 @@ const KEPT_MAX: usize = 16;
 /// Bytes that are compared at a time: they stay in the processor's cache.
 const CHUNK: usize = 64 * 1024;
 
+/// How much is put on huge pages at a time. The kernel waits for all processors each time; a memory watch
+/// may see so much twice.
+const PREPARED: usize = 8 * HUGE_PAGE;
+
 static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
@@ -214,20 +218,26 @@ impl<'a> Writer<'a> {
 
     fn write(&mut self, mut bytes: &[u8], mut at: usize) -> io::Result<()> {
         while !bytes.is_empty() {
-            let page = at / HUGE_PAGE * HUGE_PAGE;
-            if page >= self.next && page < self.end {
-                // If there are none to be had now, the rest of the file does with small ones.
-                let made = sys::make_huge(self.file.as_fd(), page).is_ok();
-                self.next = if made { page + HUGE_PAGE } else { self.end };
+            if at >= self.next && at < self.end {
+                self.next = self.prepare(at / HUGE_PAGE * HUGE_PAGE);
             }
-            // One at a time: the kernel has cleared it, so it is in the processor's cache.
-            let len = if self.next < self.end { page + HUGE_PAGE - at } else { bytes.len() };
-            let (now, rest) = bytes.split_at(len.min(bytes.len()));
+            // As far as that goes, while it is in the processor's cache; or to where it begins.
+            let stop = if at < self.end && at < self.next { self.next } else { usize::MAX };
+            let (now, rest) = bytes.split_at(bytes.len().min(stop - at));
             self.file.write_all_at(now, at as u64)?;
             at += now.len();
             bytes = rest;
         }
         Ok(())
+    }
+
+    /// Makes some huge pages, and returns where the next one is to begin.
+    fn prepare(&self, start: usize) -> usize {
+        let end = self.end.min(start.saturating_add(PREPARED));
+        match sys::make_huge(self.file.as_fd(), start..end) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => self.end,
+            _ => end,
+        }
     }
 }
 
