@@ -40,9 +40,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        // Another logger in this process (there is only one per crate) would be a second module
-        // init, as in a subinterpreter; the first one stays.
-        let _ = pyo3_log::try_init();
+        super::python::install_logging();
         #[cfg(feature = "fault-injection")]
         {
             super::sys::fault::arm();

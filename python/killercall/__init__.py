@@ -5,6 +5,8 @@ Functions that answer in time or die.
 `killer_pmap` maps in parallel with a deadline for every item.
 """
 
+from __future__ import annotations
+
 import sys
 
 if sys.platform == "win32":
@@ -15,26 +17,64 @@ try:
     import _interpreters  # type: ignore[import-not-found]
 except ImportError:
     # Its name up to Python 3.12.
-    import _xxsubinterpreters as _interpreters  # type: ignore[import-not-found]  # ruff: ignore[import-private-name] - it has no other
+    import _xxsubinterpreters as _interpreters  # type: ignore[import-not-found]
 
 if _interpreters.get_current() != _interpreters.get_main():
     # Each would need its own forkserver, and its own handlers at exit and at fork.
     _message = "killercall works in the main interpreter only, not in a subinterpreter"
     raise ImportError(_message)
 
-from killercall._call import KillerFunction, killer_call
-from killercall._core import __version__
-from killercall._exceptions import (
-    DepthLimitExceeded,
-    KillerError,
-    MemoryLimitExceeded,
-    SerializationError,
-    TimeoutError,  # ruff: ignore[builtin-import-shadowing] - it is one, and derives from the builtin
-    WorkerDied,
-    WorkerStartError,
-)
-from killercall._host import preload, shutdown
-from killercall._pmap import killer_pmap
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from killercall._call import KillerFunction, killer_call
+    from killercall._core import __version__
+    from killercall._exceptions import (
+        DepthLimitExceeded,
+        KillerError,
+        MemoryLimitExceeded,
+        SerializationError,
+        TimeoutError,  # ruff: ignore[builtin-import-shadowing] - derives from the builtin
+        WorkerDied,
+        WorkerStartError,
+    )
+    from killercall._host import preload, shutdown
+    from killercall._pmap import killer_pmap
+
+# Imported at first use: forkserver and workers, which never use them, would carry the host's side
+# in their memory, and each fork of a worker takes the longer for it.
+_HOMES = {
+    "DepthLimitExceeded": "_exceptions",
+    "KillerError": "_exceptions",
+    "KillerFunction": "_call",
+    "MemoryLimitExceeded": "_exceptions",
+    "SerializationError": "_exceptions",
+    "TimeoutError": "_exceptions",
+    "WorkerDied": "_exceptions",
+    "WorkerStartError": "_exceptions",
+    "__version__": "_core",
+    "killer_call": "_call",
+    "killer_pmap": "_pmap",
+    "preload": "_host",
+    "shutdown": "_host",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` names, from where it is."""
+    home = _HOMES.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
+    module = __import__(f"{__name__}.{home}", fromlist=[name])
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "DepthLimitExceeded",

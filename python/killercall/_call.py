@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+import types
 
 from killercall import _core
 from killercall._host import HostJob, Plan, is_inline, value_of
 from killercall._options import CALL_OPTIONS, Options, check_timeout, update
 from killercall._payload import short_repr
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-P = ParamSpec("P")
-R = TypeVar("R")
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    class _Generic(Generic[P, R]):
+        pass
+else:
+    P = R = None
+
+    class _Generic:
+        __class_getitem__ = classmethod(types.GenericAlias)
+
 
 DEFAULT_TIMEOUT = 10.0
 
 
-class KillerFunction(Generic[P, R]):
+class KillerFunction(_Generic[P, R]):
     """
     A function whose calls run in a supervised worker process. Made by `killer_call`.
 
@@ -130,16 +140,17 @@ class KillerFunction(Generic[P, R]):
         return f"<killer_call of {self.__wrapped__!r}, timeout={self._killercall_options.timeout}>"
 
 
-@overload
-def killer_call(
-    func: Callable[P, R], timeout: Any = ..., **options: Any
-) -> KillerFunction[P, R]: ...
+if TYPE_CHECKING:
 
+    @overload
+    def killer_call(
+        func: Callable[P, R], timeout: Any = ..., **options: Any
+    ) -> KillerFunction[P, R]: ...
 
-@overload
-def killer_call(
-    func: None = None, timeout: Any = ..., **options: Any
-) -> Callable[[Callable[P, R]], KillerFunction[P, R]]: ...
+    @overload
+    def killer_call(
+        func: None = None, timeout: Any = ..., **options: Any
+    ) -> Callable[[Callable[P, R]], KillerFunction[P, R]]: ...
 
 
 def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any) -> Any:
@@ -234,12 +245,24 @@ def check_function(function: Any) -> None:
         message = f"func must be callable, not {short_repr(function)} of type {kind}"
         raise TypeError(message)
     inner = function.__wrapped__ if isinstance(function, KillerFunction) else function
-    if any(
-        inspect.iscoroutinefunction(part) or inspect.isasyncgenfunction(part)
-        for part in (inner, vars(type(inner)).get("__call__"))
-    ):
+    if any(map(_is_async, (inner, vars(type(inner)).get("__call__")))):
         message = f"func must not be async yet: {short_repr(function)}"
         raise TypeError(message)
+
+
+# In the flags of a code object: what `async def` has, with `yield` or without.
+_ASYNC = 0x80 | 0x200
+
+
+def _is_async(part: Any) -> bool:
+    """As `inspect` has it, without importing that."""
+    while isinstance(part, (functools.partial, types.MethodType)):
+        part = part.func if isinstance(part, functools.partial) else part.__func__
+    if hasattr(part, "_is_coroutine_mark"):
+        import inspect
+
+        return inspect.iscoroutinefunction(part)
+    return isinstance(part, types.FunctionType) and bool(part.__code__.co_flags & _ASYNC)
 
 
 __all__ = ["KillerFunction", "check_function", "killer_call"]

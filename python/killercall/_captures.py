@@ -9,24 +9,20 @@ anything else only its pickled bytes can tell.
 
 from __future__ import annotations
 
-import enum
 import functools
-import re
 import sys
 import types
-from typing import TYPE_CHECKING, Any
-
-from cloudpickle import cloudpickle as _internals
 
 from killercall import _core, _payload
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
+    from typing import Any
 
 # The same object means the same value for good.
 _IMMUTABLE = _payload.ATOMS | {
     range,
-    re.Pattern,
     type(Ellipsis),
     type(NotImplemented),
 }
@@ -88,8 +84,10 @@ class _Walk:
             return self._is_decorated_told(value)
         if isinstance(value, type):
             return kind is type and _is_importable(value)
-        if isinstance(value, enum.Enum):
+        if _is_of(value, "enum", "Enum"):
             return _is_importable(kind)
+        if _is_of(value, "re", "Pattern"):
+            return True
         numpy = sys.modules.get("numpy")
         return numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject
 
@@ -108,7 +106,7 @@ class _Walk:
             self._is_dict_told(function.__dict__) and self._is_dict_told(function.__kwdefaults__)
         ):
             return False
-        for name in _internals._extract_code_globals(function.__code__):
+        for name in _names(function.__code__):
             self.items.append((function.__globals__, name))
             if name in function.__globals__ and not self.is_told(function.__globals__[name]):
                 return False
@@ -137,6 +135,26 @@ class _Walk:
         return self._are_told((decorated.__wrapped__, *plain.values()))
 
 
+def _is_of(value: Any, module: str, name: str) -> bool:
+    """Whether it is an instance of that class; nobody has one without its module."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return isinstance(cls, type) and isinstance(value, cls)
+
+
+def _names(code: types.CodeType) -> Iterable[str]:
+    """The globals that are sent with a function; without cloudpickle there may be more of them."""
+    if _payload.takes_cloudpickle():
+        from cloudpickle import cloudpickle as internals
+
+        names: Iterable[str] = internals._extract_code_globals(code)
+        return names
+    return _payload.names_in(code)
+
+
 def _is_importable(value: Any) -> bool:
     """Whether it goes by its name."""
-    return bool(_internals._should_pickle_by_reference(value))
+    if _payload.takes_cloudpickle():
+        from cloudpickle import cloudpickle as internals
+
+        return bool(internals._should_pickle_by_reference(value))
+    return _payload.is_importable(value)

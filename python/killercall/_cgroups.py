@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ROOT = Path("/sys/fs/cgroup")
+_ROOT = "/sys/fs/cgroup"
 
 
-def enclosing_groups(controller: str) -> Iterator[tuple[Path, bool]]:
+def read(group: str, name: str) -> str:
+    """What a group's file says."""
+    with open(os.path.join(group, name), encoding="ascii") as file:
+        return file.read().strip()
+
+
+def enclosing_groups(controller: str) -> Iterator[tuple[str, bool]]:
     """
     From the innermost outwards, each with whether it is of the unified hierarchy (version 2).
 
     Those of version 2 may or may not have the controller: who reads its files finds out.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            lines = file.read().splitlines()
     except OSError:
         return
     for line in lines:
@@ -28,13 +34,14 @@ def enclosing_groups(controller: str) -> Iterator[tuple[Path, bool]]:
         unified = not controllers
         if not unified and controller not in controllers.split(","):
             continue
-        root = _ROOT if unified else _ROOT / controller
-        group = root / path.lstrip("/")
+        root = _ROOT if unified else os.path.join(_ROOT, controller)
+        group = os.path.join(root, path.lstrip("/")).rstrip("/")
         while True:
             yield group, unified
-            if group in {root, group.parent}:
+            parent = os.path.dirname(group)
+            if group in {root, parent}:
                 break
-            group = group.parent
+            group = parent
 
 
 @functools.cache
@@ -43,8 +50,7 @@ def memory() -> int:
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for group, unified in enclosing_groups("memory"):
         try:
-            name = "memory.max" if unified else "memory.limit_in_bytes"
-            limit = (group / name).read_text(encoding="ascii").strip()
+            limit = read(group, "memory.max" if unified else "memory.limit_in_bytes")
         except OSError:
             continue
         if limit.isdecimal():

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import sys
-import threading
-from typing import Any, NamedTuple
+from _thread import allocate_lock
 
 from killercall import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import pickle
+    from typing import Any
+else:
+    import _pickle as pickle
 
 DEPTH_VARIABLE = "KILLERCALL_DEPTH"
 MAX_DEPTH_VARIABLE = "KILLERCALL_MAX_DEPTH"
@@ -34,18 +39,19 @@ THREAD_VARIABLES = (
 )
 
 
-class Current(NamedTuple):
+class Current:
     """The surroundings as they are, and a number that changes when they do."""
 
-    version: int
-    pickled: bytes
-    seen: _core.Surroundings
+    def __init__(self, version: int, pickled: bytes, seen: _core.Surroundings) -> None:
+        self.version = version
+        self.pickled = pickled
+        self.seen = seen
 
 
 _versions = itertools.count(1)
 _current: Current | None = None
 # Threads that call at the same moment must not see half of a new look.
-_lock = threading.Lock()
+_lock = allocate_lock()
 
 
 def depth() -> int:
@@ -101,7 +107,7 @@ def _described(seen: _core.Surroundings) -> tuple[Any, ...]:
 
 def _new_lock() -> None:
     global _lock  # ruff: ignore[global-statement] - another thread may have held it when this process was forked
-    _lock = threading.Lock()
+    _lock = allocate_lock()
 
 
 os.register_at_fork(after_in_child=_new_lock)
@@ -122,7 +128,8 @@ def apply(pickled: bytes, *, cwd: bool, environment: bool) -> None:
         change_directory(new_cwd)
 
 
-Snapshot = tuple[str | None, dict[bytes, bytes], list[str]]
+if TYPE_CHECKING:
+    Snapshot = tuple[str | None, dict[bytes, bytes], list[str]]
 
 
 def snapshot() -> Snapshot:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
 
-from killercall._cgroups import enclosing_groups
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from killercall._cgroups import enclosing_groups, read
 
 
 def available_cpus() -> int:
@@ -37,21 +33,17 @@ def _quota() -> float | None:
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_v2(group: Path) -> float | None:
+def _quota_v2(group: str) -> float | None:
     try:
-        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = read(group, "cpu.max").split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         return None
 
 
-def _quota_v1(group: Path) -> float | None:
+def _quota_v1(group: str) -> float | None:
     try:
-        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        return (
-            quota / int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
-            if quota > 0
-            else None
-        )
+        quota = int(read(group, "cpu.cfs_quota_us"))
+        return quota / int(read(group, "cpu.cfs_period_us")) if quota > 0 else None
     except (OSError, ValueError):
         return None

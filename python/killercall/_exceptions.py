@@ -8,13 +8,15 @@ pickle, so that they travel from a worker of a worker to the host.
 from __future__ import annotations
 
 import builtins
-import errno as errno_names
-import pickle
-import resource
-import signal as signals
-from typing import Any, TypeVar
 
-E = TypeVar("E", bound=BaseException)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import pickle
+    from typing import Any, TypeVar
+
+    E = TypeVar("E", bound=BaseException)
+else:
+    import _pickle as pickle
 
 __all__ = [
     "DepthLimitExceeded",
@@ -137,6 +139,8 @@ def _stack_note(when: str, pid: int | None, stack: str) -> str:
 def signal_name(number: int) -> str:
     """`SIGKILL` for 9; real-time signals have only numbers."""
     try:
+        import signal as signals
+
         return signals.Signals(number).name
     except ValueError:
         return f"signal {number}"
@@ -289,6 +293,9 @@ class WorkerStartError(KillerError, OSError):
 
 def _advice(errno: int | None) -> str:
     """Which limit was hit, its value, and what to do."""
+    import errno as errno_names
+    import resource
+
     if errno == errno_names.EAGAIN:
         soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
         return (

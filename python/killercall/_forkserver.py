@@ -5,11 +5,16 @@ The forkserver's interpreter: clean, single-threaded, and without any code of th
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import NoReturn
+else:
+    # The module around it makes enumerations of its constants, for which there is no use here.
+    import _signal as signal
 
 
 def main() -> None:
@@ -77,6 +82,7 @@ def interpreter_command(code: str) -> list[str]:
 
 def _preload(modules: str) -> None:
     """Imports modules for the workers to come. Failures are the affair of the worker that asks."""
+    import contextlib
     import importlib
 
     for name in modules.split(","):

@@ -9,13 +9,10 @@ import contextlib
 import functools
 import itertools
 import os
-import pickle
-import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
+from _thread import allocate_lock
 
-from killercall import _context, _core, _forkserver, _payload, _stack, _worker
+from killercall import _context, _core, _forkserver, _payload
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
@@ -28,16 +25,21 @@ from killercall._exceptions import (
     set_attribute,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import pickle
     import types
     from collections.abc import Sequence
+    from typing import Any
 
     from killercall._options import Options
 
+    Call = tuple[tuple[Any, ...], dict[str, Any]]
+else:
+    import _pickle as pickle
+
 # Seconds that a worker may take to be set up, initializer included.
 START_LIMIT = 60.0
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Shared:
@@ -49,7 +51,7 @@ class _Shared:
         self.preload: tuple[str, ...] = ()
         self._keys: dict[Any, int] = {}
         self._next_key = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._launch: tuple[int, _core.Launch] | None = None
 
     def key(self, kind: Any) -> int:
@@ -62,11 +64,27 @@ class _Shared:
 
     def import_ahead(self, modules: tuple[str, ...], launch: _core.Launch) -> None:
         """Has the forkserver import these; one that was started anew is told of the others too."""
+        self.start(launch)
         fresh = tuple(name for name in modules if name not in self.preload)
         self.preload += fresh
-        names = fresh if self.roster.has_server() else self.preload
-        if names:
-            self.roster.preload(launch, ",".join(names))
+        if fresh:
+            self.roster.preload(launch, ",".join(fresh))
+
+    def start(self, launch: _core.Launch) -> None:
+        """Starts the forkserver unless it runs; what takes time goes on beside its start."""
+        if self.roster.has_server():
+            return
+        if self.preload:
+            self.roster.preload(launch, ",".join(self.preload))
+        else:
+            self.roster.start(launch)
+
+    def import_cloudpickle_ahead(self) -> None:
+        """The host needs cloudpickle: so will workers, which should not each import it."""
+        if self.roster.has_server():
+            self.import_ahead((_PICKLER,), self.launch(_context.current().version))
+        elif _PICKLER not in self.preload:
+            self.preload += (_PICKLER,)
 
     def launch(self, context: int) -> _core.Launch:
         """How to start the forkserver in these surroundings."""
@@ -76,7 +94,15 @@ class _Shared:
         return known[1]
 
 
+_PICKLER = "killercall._pickler"
 _shared = _Shared()
+
+
+def _import_cloudpickle_ahead() -> None:
+    _shared.import_cloudpickle_ahead()
+
+
+_payload.before_cloudpickle = _import_cloudpickle_ahead
 
 
 def _start_anew() -> None:
@@ -242,7 +268,7 @@ class HostJob:
 
     @staticmethod
     def _unless_exiting(outcomes: list[_core.Outcome]) -> list[_core.Outcome]:
-        if _is_exiting and threading.current_thread().daemon:
+        if _is_exiting and _is_daemon():
             for outcome in outcomes:
                 if outcome.ending == "died":
                     # By our own hand, as nobody waits for this thread: a traceback on standard
@@ -275,7 +301,7 @@ class HostJob:
                     self.name,
                     outcome.exitcode,
                     pid=outcome.pid,
-                    stack=_stack.readable(outcome.stack),
+                    stack=_readable(outcome.stack),
                     reason=reason,
                 )
             case "over_memory":
@@ -284,7 +310,7 @@ class HostJob:
                     self._options.max_memory,
                     used=outcome.over_memory,
                     pid=outcome.pid,
-                    stack=_stack.readable(outcome.stack),
+                    stack=_readable(outcome.stack),
                 )
             case "not_started":
                 return self._not_started()
@@ -302,7 +328,7 @@ class HostJob:
             timeout,
             elapsed=outcome.elapsed,
             pid=outcome.pid,
-            stack=_stack.readable(outcome.stack),
+            stack=_readable(outcome.stack),
             message=message,
         )
 
@@ -371,6 +397,20 @@ def _loads(
         raise SerializationError(message, path="result") from error
 
 
+def _is_daemon() -> bool:
+    import threading
+
+    return threading.current_thread().daemon
+
+
+def _readable(stack: str | None) -> str | None:
+    if stack is None:
+        return None
+    from killercall import _stack
+
+    return _stack.readable(stack)
+
+
 def _is_retried(cls: type[BaseException], options: Options) -> bool:
     return issubclass(cls, options.retry_on)
 
@@ -396,13 +436,17 @@ class Plan:
         self._function = function
         self._options = options
         forks = options.start_method == "fork"
+        surroundings = _context.current()
+        self._launch = launch = None if forks else _shared.launch(surroundings.version)
+        if launch is not None:
+            # Before the function is pickled: the one takes as long as the other.
+            _shared.start(launch)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
         captures = None
         if not forks and options.reuse is True:
             from killercall import _captures
 
             captures = _captures.captures_of(function)
-        surroundings = _context.current()
         keywords = {
             **_function_part(function, name, options),
             **_worker_part(options, surroundings),
@@ -416,12 +460,7 @@ class Plan:
             "start_limit": START_LIMIT,
             "max_memory": options.max_memory,
         }
-        if forks:
-            roster = _copy_of_host(function, calls or (), options)
-            self._launch = launch = None
-        else:
-            roster = _shared.roster
-            self._launch = launch = _shared.launch(surroundings.version)
+        roster = _copy_of_host(function, calls or (), options) if forks else _shared.roster
         self._plan = _core.Plan(roster, launch, **keywords)
         self.caller: _core.Caller | None = None
         if captures is not None:
@@ -485,6 +524,9 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
         "inherited": forks,
         "context": surroundings.pickled,
         "preload": options.preload,
+        # What the host has needed its workers will need: then it should not have to be imported
+        # under the deadline of the first call.
+        "cloudpickle": _PICKLER in sys.modules,
         "serializer": _payload.describe_serializer(serializer),
         "initializer": initializer,
         "env": dict(options.env) if options.env is not None else None,
@@ -548,6 +590,11 @@ def _dump_function(
 
 def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _core.Roster:
     """Forks the host; the copy becomes the forkserver of one job, and its workers inherit all."""
+    import signal
+    import threading
+
+    from killercall import _worker
+
     _payload.track_classes(function)
     copy = _core.ServerCopy()
     for stream in (sys.stdout, sys.stderr):

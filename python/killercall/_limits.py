@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from killercall import _host
-from killercall._cgroups import enclosing_groups
+from killercall._cgroups import enclosing_groups, read
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
 
@@ -46,6 +44,8 @@ def room_for_workers(wanted: int) -> tuple[int, str] | None:
 def warn_of_shortage(wanted: int, workers: int, reason: str) -> None:
     """Says that a map has fewer workers than were asked for."""
     message = f"killer_pmap runs with {workers} of {wanted} workers: {reason}"
+    import warnings
+
     warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())
 
 
@@ -78,8 +78,8 @@ def _room_in_cgroups() -> tuple[int, str]:
     found = _NO_LIMIT, ""
     for group, _ in enclosing_groups("pids"):
         try:
-            limit = (group / "pids.max").read_text(encoding="ascii").strip()
-            used = int((group / "pids.current").read_text(encoding="ascii"))
+            limit = read(group, "pids.max")
+            used = int(read(group, "pids.current"))
         except (OSError, ValueError):
             continue
         if limit.isdecimal():
@@ -104,7 +104,7 @@ def _room_for_processes(wanted: int) -> tuple[int, str]:
 
 def _all_tasks() -> int:
     try:
-        _, _, _, tasks, _ = Path("/proc/loadavg").read_text(encoding="ascii").split()
+        _, _, _, tasks, _ = read("/proc", "loadavg").split()
         return int(tasks.split("/")[1])
     except (OSError, ValueError):
         return 0

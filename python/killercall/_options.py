@@ -6,17 +6,18 @@ Each check names the value and what was expected.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import difflib
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Mapping
 
 from killercall import _payload
 from killercall._payload import short_repr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
 START_METHODS = ("forkserver", "spawn", "fork")
 
@@ -39,9 +40,12 @@ _MOST_MEMORY = 2**56
 _FOREVER = 3e8
 
 
-@dataclasses.dataclass(frozen=True)
 class Options:
-    """What a call or a map was asked for. Times are in seconds."""
+    """
+    What a call or a map was asked for. Times are in seconds. Not to be changed.
+
+    Written by hand: the import of `dataclasses` takes longer than all of ours together.
+    """
 
     timeout: float | None = None
     start_method: str = "forkserver"
@@ -60,6 +64,13 @@ class Options:
     on_error: str = "raise"
     budget: float | None = None
     max_memory: int | None = None
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        message = f"cannot assign to {name!r}"
+        raise AttributeError(message)
 
     @property
     def calls_per_worker(self) -> int | None:
@@ -83,14 +94,15 @@ def update(
     for name in values:
         if name not in allowed:
             raise TypeError(_unknown(name, allowed, where))
-    return dataclasses.replace(
-        options, **{name: CHECKS[name](name, value) for name, value in values.items()}
-    )
+    checked = {name: CHECKS[name](name, value) for name, value in values.items()}
+    return Options(**{**vars(options), **checked})
 
 
 def _unknown(name: str, allowed: Iterable[str], where: str) -> str:
     if name in _NOT_YET:
         return f"{where} does not have the option {name!r} yet"
+    import difflib
+
     close = difflib.get_close_matches(name, sorted(allowed), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(allowed))}"
     return f"{where} has no option {name!r}{hint}"
@@ -100,8 +112,10 @@ def check_timeout(name: str, value: Any) -> float | None:
     """Seconds from an int, a float or a timedelta; None is no limit."""
     if value is None:
         return None
-    if isinstance(value, datetime.timedelta):
-        seconds = value.total_seconds()
+    # Nobody has one without its module.
+    timedelta = getattr(sys.modules.get("datetime"), "timedelta", None)
+    if timedelta is not None and isinstance(value, timedelta):
+        seconds: float = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         message = (
             f"{name} must be a number of seconds, a datetime.timedelta or None, "
@@ -173,7 +187,7 @@ _UNITS = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*", re.IGNORECASE | re.ASCII)
+_SIZE = r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B)\s*"
 
 
 def _check_max_memory(name: str, value: Any) -> int | None:
@@ -181,7 +195,9 @@ def _check_max_memory(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, str):
-        found = _SIZE.fullmatch(value)
+        import re
+
+        found = re.fullmatch(_SIZE, value, re.IGNORECASE | re.ASCII)
         if not found or found[2].upper() not in _UNITS:
             message = (
                 f"{name} must be a number with a unit such as '500MB' or '2GiB', not {value!r}"

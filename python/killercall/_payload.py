@@ -21,27 +21,33 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
-import enum
 import functools
 import io
 import itertools
-import pickle
+import marshal
 import sys
 import time
 import types
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Protocol
-
-import cloudpickle
-from cloudpickle import cloudpickle as _internals
 
 from killercall import _core
 from killercall._exceptions import SerializationError, new_exception, set_attribute
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import enum
+    import pickle
     from collections.abc import Callable, Iterator
+    from typing import Any, Protocol
 
-PROTOCOL = pickle.HIGHEST_PROTOCOL
+    from killercall import _pickler
+else:
+    import _pickle as pickle
+
+    Protocol = object
+
+# The highest that there is.
+PROTOCOL = 5
 
 # Types that need no serializer: immutable, and the same everywhere.
 ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
@@ -91,130 +97,6 @@ def _need_no_help(parts: Any, container: Any, depth: int) -> bool:
         and len(container) <= _LENGTH
         and all(needs_no_help(part, depth + 1) for part in parts)
     )
-
-
-# What the reduction of a function by value holds; one by reference is shorter.
-_BY_VALUE = ("make", "arguments", "state", "items", "pairs", "set_state")
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Cloudpickle's, with the differences that the module describes."""
-
-    def __init__(
-        self,
-        file: Any,
-        *,
-        towards_host: bool,
-        leave_out: Callable[[pickle.PickleBuffer], object] | None = None,
-    ) -> None:
-        super().__init__(file, protocol=PROTOCOL, buffer_callback=leave_out)
-        self._towards_host = towards_host
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.FunctionType):
-            return self._reduce_function(obj)
-        if isinstance(obj, types.CodeType):
-            return _reduce_code(obj)
-        if isinstance(obj, type):
-            return self._reduce_class(obj)
-        if isinstance(obj, functools._lru_cache_wrapper):
-            return self._reduce_cached(obj)
-        if type(obj) is functools.singledispatchmethod:
-            # From Python 3.13 on it holds a cache of weak references.
-            parts = (obj.dispatcher, obj.func)
-            return functools.singledispatchmethod, (_same,), parts, None, None, _set_method_state
-        if type(obj) is functools.cached_property:
-            # Up to Python 3.11 it holds a lock.
-            state = (obj.func, obj.attrname)
-            return functools.cached_property, (_same,), state, None, None, _set_property_state
-        if issubclass(type(obj), BaseException) and _has_default_reduce(type(obj)):
-            return _reduce_exception(obj)
-        if "polars" in sys.modules:
-            from killercall import _frames
-
-            reduced = _frames.reduce_polars(obj)
-            if reduced is not None:
-                return reduced
-        return super().reducer_override(obj)
-
-    def _reduce_class(self, cls: type) -> Any:
-        token = _token(cls)
-        if self._towards_host and token is not None and token not in _own_tokens:
-            return _class_of_token, (token,)
-        if self._towards_host and _is_inherited(cls):
-            return _class_of_main, (cls.__qualname__,)
-        reduced = super().reducer_override(cls)
-        if isinstance(reduced, tuple) and issubclass(cls, enum.Enum):
-            reduced = _with_members(reduced, cls)
-        # The class of a NamedTuple brings its own, and must not be told.
-        if isinstance(reduced, tuple) and vars(cls).get("__slots__"):
-            reduced = _with_slots(reduced, cls)
-        if token is None:
-            # Now it has one, if it went by value.
-            token = _token(cls)
-            if token is not None:
-                _own_tokens.add(token)
-        return reduced
-
-    def _reduce_cached(self, cached: Any) -> Any:
-        """By its name where that leads here outside of `__main__`, else with an empty cache."""
-        decorated = _decorated(cached)
-        if decorated is not None:
-            return _unwrap, (decorated,)
-        module = sys.modules.get(cached.__module__ or "")
-        if cached.__module__ != "__main__" and _attribute(module, cached.__qualname__) is cached:
-            return NotImplemented
-        parameters = cached.cache_parameters()
-        reduced = (
-            self._reduce_function(cached.__wrapped__)
-            if isinstance(cached.__wrapped__, types.FunctionType)
-            else NotImplemented
-        )
-        if not isinstance(reduced, tuple) or len(reduced) != len(_BY_VALUE):
-            return _make_cached, (parameters, _same, (cached.__wrapped__,))
-        make, arguments, state, _, _, set_state = reduced
-        # The function's state follows the cache's creation: it may refer to the cache itself.
-        return (
-            _make_cached,
-            (parameters, make, arguments),
-            (set_state, state),
-            None,
-            None,
-            _set_cached_state,
-        )
-
-    def _reduce_function(self, function: types.FunctionType) -> Any:
-        decorated = _decorated(function)
-        if decorated is not None:
-            return _unwrap, (decorated,)
-        reduced = super().reducer_override(function)
-        if not isinstance(reduced, tuple):
-            return reduced
-        if _is_generic(function):
-            generic: Any = function
-            return (
-                _make_generic,
-                (),
-                (generic.__wrapped__, dict(generic.registry)),
-                None,
-                None,
-                _set_generic_state,
-            )
-        if not shares_main(function):
-            return reduced
-        # Its arguments are code, globals, name, defaults and closure.
-        _, arguments, state, *_ = reduced
-        return _make_main_function, (arguments[0], arguments[4]), state, None, None, _set_main_state
-
-
-def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
-    make, arguments = _internals._code_reduce(code)
-    before, after = arguments[:_FILENAME], arguments[_FILENAME + 1 :]
-    return make, (*before, code.co_filename, *after)
-
-
-# The place of the file's name among the arguments of `types.CodeType`.
-_FILENAME = 10
 
 
 def _has_default_reduce(cls: type[BaseException]) -> bool:
@@ -280,36 +162,9 @@ def shares_main(function: types.FunctionType) -> bool:
     return function.__globals__ is vars(sys.modules["__main__"])
 
 
-def _with_slots(reduced: tuple[Any, ...], cls: type) -> tuple[Any, ...]:
-    """Slots have to be there when a class is made; cloudpickle sets them afterwards, in vain."""
-    make, arguments, *rest = reduced
-    if make is not _internals._make_skeleton_class:
-        return reduced
-    namespace = {**arguments[3], "__slots__": vars(cls)["__slots__"]}
-    return make, (*arguments[:3], namespace, *arguments[4:]), *rest
-
-
-def _with_members(reduced: tuple[Any, ...], cls: type[enum.Enum]) -> tuple[Any, ...]:
-    """Cloudpickle leaves out aliases, and what the members' own `__init__` or `__new__` has set."""
-    make, arguments, state, *_ = reduced
-    if make is not _internals._make_skeleton_enum:
-        return reduced
-    members = {name: member.value for name, member in cls.__members__.items()}
-    arguments = (*arguments[:3], members, *arguments[4:])
-    attributes = {
-        name: {key: value for key, value in vars(member).items() if key not in _OF_MEMBERS}
-        for name, member in cls.__members__.items()
-    }
-    in_class, slots = state
-    in_class = {name: value for name, value in in_class.items() if name not in members}
-    return make, arguments, ((in_class, slots), attributes), None, None, _set_enum_state
-
-
-# What the class of an enumeration gives each member.
-_OF_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
-
-
 def _set_enum_state(cls: type[enum.Enum], state: Any) -> None:
+    from cloudpickle import cloudpickle as _internals
+
     of_class, attributes = state
     _internals._class_setstate(cls, of_class)
     for name, values in attributes.items():
@@ -337,14 +192,6 @@ def _set_property_state(cached: Any, state: Any) -> None:
 
 def _set_method_state(method: Any, state: Any) -> None:
     method.dispatcher, method.func = state
-
-
-def _is_generic(function: types.FunctionType) -> bool:
-    """Whether it is the face of a `functools.singledispatch`, whose cache cannot be pickled."""
-    return (
-        function.__globals__ is vars(functools)
-        and {"registry", "dispatch"} <= vars(function).keys()
-    )
 
 
 def _make_generic() -> Any:
@@ -387,6 +234,10 @@ def _make_main_function(code: types.CodeType, closure: Any) -> types.FunctionTyp
     return types.FunctionType(code, vars(sys.modules["__main__"]), None, None, closure)
 
 
+# Parts of a function's state that are no attributes of it. What is last there is only imported.
+_NOT_ATTRIBUTES = frozenset({"__globals__", "__closure__", "_cloudpickle_submodules"})
+
+
 def _set_main_state(function: types.FunctionType, state: Any) -> None:
     attributes, slots = state
     values = slots["__globals__"]
@@ -394,7 +245,15 @@ def _set_main_state(function: types.FunctionType, state: Any) -> None:
     for name, value in values.items():
         if name not in initialized_names:
             namespace[name] = value
-    _internals._function_setstate(function, (attributes, {**slots, "__globals__": {}}))
+    vars(function).update(attributes)
+    namespace["__builtins__"] = __builtins__
+    for cell, sent in zip(function.__closure__ or (), slots["__closure__"] or (), strict=False):
+        # An empty one stays empty.
+        with contextlib.suppress(ValueError):
+            cell.cell_contents = sent.cell_contents
+    for name, value in slots.items():
+        if name not in _NOT_ATTRIBUTES:
+            setattr(function, name, value)
     # So that multiprocessing in the worker finds it by its name.
     if "<" not in function.__qualname__ and "." not in function.__qualname__:
         namespace.setdefault(function.__name__, function)
@@ -415,17 +274,6 @@ def become_worker(inherited_main: types.ModuleType | None) -> None:
     _inherited_main = inherited_main
 
 
-def _token(cls: type) -> str | None:
-    token: str | None = _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls)
-    return token
-
-
-def _is_inherited(cls: type) -> bool:
-    if _inherited_main is None or cls.__module__ != "__main__":
-        return False
-    return _attribute(_inherited_main, cls.__qualname__) is cls
-
-
 def _attribute(found: Any, qualname: str) -> Any:
     for name in qualname.split("."):
         found = getattr(found, name, None)
@@ -433,6 +281,8 @@ def _attribute(found: Any, qualname: str) -> Any:
 
 
 def _class_of_token(token: str) -> type:
+    from cloudpickle import cloudpickle as _internals
+
     found: type | None = _internals._DYNAMIC_CLASS_TRACKER_BY_ID.get(token)
     if found is None:
         message = "a class that was sent to the worker is gone in the host"
@@ -454,6 +304,8 @@ def track_classes(function: Any) -> None:
 
     So they come back from the copy as the host's own.
     """
+    from cloudpickle import cloudpickle as _internals
+
     function = getattr(function, "__func__", function)
     for _, part in _parts(function) if isinstance(function, types.FunctionType) else ():
         if isinstance(part, type) and "<locals>" in part.__qualname__:
@@ -530,6 +382,165 @@ def _keep_used_files() -> None:
 
         _core.keep_at_most(memory() // _SHARE)
         _keeps_used_files = True
+class _TooHeavyError(Exception):
+    """Cloudpickle is needed."""
+
+
+class LightPickler(pickle.Pickler):
+    """
+    Pickles what needs no cloudpickle, and gives up on the first thing that may need it.
+
+    Functions of `__main__` are among it, if all that they refer to is.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return self._reduce_function(obj)
+        if issubclass(kind, type):
+            if is_importable(obj):
+                return NotImplemented
+            raise _TooHeavyError
+        if kind is types.MethodType:
+            raise _TooHeavyError
+        if kind is types.ModuleType:
+            return _reduce_module(obj)
+        part = reduce_part(obj)
+        if part is not None:
+            return part
+        if issubclass(kind, BaseException) and _has_default_reduce(kind):
+            return _reduce_exception(obj)
+        if kind.__module__ in _ODD_MODULES:
+            # Generators, locks, dictionary views, caches: cloudpickle knows some of them.
+            raise _TooHeavyError
+        return NotImplemented
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        if is_importable(function):
+            return NotImplemented
+        if (
+            not shares_main(function)
+            or function.__module__ != "__main__"
+            or function.__closure__
+            or _decorated(function) is not None
+        ):
+            raise _TooHeavyError
+        namespace = vars(sys.modules["__main__"])
+        values = {name: namespace[name] for name in names_in(function.__code__) & namespace.keys()}
+        if not all(map(_is_small, values.values())):
+            # It may be an attribute that has the name of a global by chance, and then large.
+            raise _TooHeavyError
+        slots = {
+            "__globals__": values,
+            "__name__": function.__name__,
+            "__qualname__": function.__qualname__,
+            "__annotations__": function.__annotations__,
+            "__kwdefaults__": function.__kwdefaults__,
+            "__defaults__": function.__defaults__,
+            "__module__": function.__module__,
+            "__doc__": function.__doc__,
+            "__closure__": None,
+        }
+        state = (vars(function), slots)
+        return _make_main_function, (function.__code__, None), state, None, None, _set_main_state
+
+
+# Whose instances cannot be pickled, or better by cloudpickle.
+_ODD_MODULES = frozenset(
+    ("_abc", "_io", "_thread", "_weakref", "_weakrefset", "functools", "logging", "typing")
+) | {"weakref"}
+
+
+def is_importable(obj: Any) -> bool:
+    """Whether a function or a class is found where its name says, outside of `__main__`."""
+    return obj.__module__ != "__main__" and _attribute(sys.modules.get(obj.__module__), obj.__qualname__) is obj
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """The names that a function and those within it may look up in its globals, and some more."""
+    within = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*map(names_in, within))
+
+
+def _is_small(value: Any) -> bool:
+    return type(value) in _SMALL or isinstance(value, type)
+
+
+_SMALL = ATOMS | {types.FunctionType, types.BuiltinFunctionType, types.ModuleType}
+
+
+def reduce_part(obj: Any) -> tuple[Any, ...] | None:
+    """Of the parts of a function, those that take no cloudpickle to be put together again."""
+    kind = type(obj)
+    if kind is types.CodeType:
+        with contextlib.suppress(ValueError):
+            # Version 2 depends on nothing but the code: the same code, the same bytes.
+            return _load_code, (marshal.dumps(obj, 2),)
+    elif kind is types.CellType:
+        try:
+            return _make_cell, (obj.cell_contents,)
+        except ValueError:
+            return _make_cell, ()
+    return None
+
+
+def _reduce_module(module: types.ModuleType) -> tuple[Any, ...]:
+    name = module.__name__
+    # One with a path may stand for submodules as well.
+    if name == "__main__" or sys.modules.get(name) is not module or hasattr(module, "__path__"):
+        raise _TooHeavyError
+    return _import_module, (name,)
+
+
+def _load_code(data: bytes) -> types.CodeType:
+    code: types.CodeType = marshal.loads(data)
+    return code
+
+
+def _make_cell(*contents: Any) -> types.CellType:
+    return types.CellType(*contents)
+
+
+def _import_module(name: str) -> types.ModuleType:
+    __import__(name)
+    return sys.modules[name]
+
+
+# What can go wrong because a thing takes cloudpickle, which tries again and says what is wrong.
+_LIGHT_FAILURES = (_TooHeavyError, pickle.PicklingError, TypeError, AttributeError, RecursionError)
+
+
+def takes_cloudpickle() -> bool:
+    """Whether it is there: it is the more faithful one, and users may have told it how."""
+    return "cloudpickle" in sys.modules
+
+
+def _dump_light(obj: Any, file: Any, leave_out: Callable[[pickle.PickleBuffer], Any] | None) -> bool:
+    """Pickles without cloudpickle; false if that may not do, after which the file is of no use."""
+    if takes_cloudpickle() or "polars" in sys.modules:
+        return False
+    try:
+        LightPickler(file, PROTOCOL, buffer_callback=leave_out).dump(obj)
+    except _LIGHT_FAILURES:
+        return False
+    return True
+
+
+def _heavy() -> type[_pickler.Pickler]:
+    """Cloudpickle's pickler, which may have to be imported."""
+    if "killercall._pickler" not in sys.modules:
+        before_cloudpickle()
+    from killercall._pickler import Pickler
+
+    return Pickler
+
+
+def _nothing() -> None:
+    pass
+
+
+# Called before cloudpickle is imported: workers may need it as well.
+before_cloudpickle: Callable[[], None] = _nothing
 
 
 class _Cloudpickle:
@@ -542,15 +553,22 @@ class _Cloudpickle:
 
     def dumps(self, obj: Any) -> bytes:
         buffer = io.BytesIO()
-        _Pickler(buffer, towards_host=self._towards_host).dump(obj)
+        if not _dump_light(obj, buffer, None):
+            buffer = io.BytesIO()
+            _heavy()(buffer, towards_host=self._towards_host).dump(obj)
         return buffer.getvalue()
 
     def dump_parts(self, obj: Any, parts: Parts) -> None:
         """The same, without a copy."""
         if needs_no_help(obj):
             pickle.Pickler(parts, PROTOCOL, buffer_callback=parts.leave_out).dump(obj)
+            return
+        light = Parts()
+        if _dump_light(obj, light, light.leave_out):
+            parts.stream += light.stream
+            parts.buffers += light.buffers
         else:
-            _Pickler(parts, towards_host=self._towards_host, leave_out=parts.leave_out).dump(obj)
+            _heavy()(parts, towards_host=self._towards_host, leave_out=parts.leave_out).dump(obj)
 
     def loads(self, data: bytes) -> Any:
         return pickle.loads(data)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import KillerError, SerializationError, add_note
@@ -12,13 +10,15 @@ from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
 
     from killercall import _core
     from killercall._host import Call
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 4.0
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
 _OURS = re.compile(
-    r'^  File "' + re.escape(str(Path(__file__).parent)) + r'[/\\](_worker|_forkserver|_host)\.py"'
+    r'^  File "' + re.escape(os.path.dirname(__file__)) + r'[/\\](_worker|_forkserver|_host)\.py"'
 )
 
 

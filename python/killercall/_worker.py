@@ -8,34 +8,44 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import faulthandler
 import os
-import pickle
-import signal
 import sys
-import traceback
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from killercall import _context, _core, _payload
 from killercall._exceptions import MemoryLimitExceeded, SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import pickle
+    import signal
     from collections.abc import Callable
+    from typing import Any, NoReturn
+else:
+    # The modules around these import more than all of the rest together, and every worker pays for
+    # what the forkserver has in its memory.
+    import _pickle as pickle
+    import _signal as signal
 
 # Seconds after which an idle worker ends.
 IDLE_LIMIT = 60.0
 
 
-@dataclasses.dataclass
 class Inherited:
     """What the workers of a forked copy of the host run, without any pickling."""
 
-    function: Any
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
+    def __init__(
+        self,
+        function: Any,
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]],
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> None:
+        self.function = function
+        self.calls = calls
+        self.initializer = initializer
+        self.initargs = initargs
 
 
 # Set by the host in its copy, see `_host`.
@@ -54,6 +64,8 @@ def main(segment: int, socket: int) -> NoReturn:
         # The function has closed our descriptors, say. The host hears of the exit code.
         print(f"killercall: a worker has lost the way to its host: {error}", file=sys.stderr)
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         _flush()
@@ -76,17 +88,25 @@ def _flush() -> None:
             stream.flush()
 
 
-@dataclasses.dataclass
 class _Function:
     """A function as the host sent it."""
 
-    function: Any
-    name: str
-    timeout: float | None
-    grace: bool
-    retry_on: tuple[type[BaseException], ...]
-    # How many calls a worker may serve that has served this function.
-    most_calls: int | None
+    def __init__(
+        self,
+        function: Any,
+        name: str,
+        timeout: float | None,
+        grace: bool,  # ruff: ignore[boolean-type-hint-positional-argument] - one of many, from one caller
+        retry_on: tuple[type[BaseException], ...],
+        most_calls: int | None,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.timeout = timeout
+        self.grace = grace
+        self.retry_on = retry_on
+        # How many calls a worker may serve that has served this function.
+        self.most_calls = most_calls
 
 
 class _Worker:
@@ -228,8 +248,6 @@ class _Worker:
         self._channel.send("ready", _core.SETUP, self._pid.to_bytes(4, "little"))
 
     def _apply_setup(self, setup: dict[str, Any]) -> None:
-        import importlib
-
         os.environ[_context.DEPTH_VARIABLE] = str(setup["depth"])
         self._follow = {"cwd": setup["cwd"] is None, "environment": setup["env"] is None}
         self._inherited = setup["inherited"]
@@ -245,8 +263,10 @@ class _Worker:
             _context.replace_environment(setup["env"])
         if setup["cwd"] is not None:
             os.chdir(setup["cwd"])
+        if setup["cloudpickle"]:
+            __import__("killercall._pickler")
         for name in setup["preload"]:
-            importlib.import_module(name)
+            __import__(name)
         self._serializer = _payload.serializer_from(setup["serializer"])
         if self._inherited and inherited is not None and inherited.initializer is not None:
             inherited.initializer(*inherited.initargs)
@@ -436,6 +456,8 @@ def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
 
 def _format(error: BaseException) -> str:
     """The traceback without our own frames."""
+    import traceback
+
     trace = vars(BaseException)["__traceback__"].__get__(error)
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
