@@ -67,6 +67,7 @@ struct InHand {
 
 /// The host's side of one worker.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each tells of something that the others do not")]
 pub struct HostWorker {
     server: Arc<Forkserver>,
     id: u64,
@@ -82,6 +83,8 @@ pub struct HostWorker {
     pub has_news: bool,
     /// Whether it has said that it is set up.
     pub ready: bool,
+    /// Whether its setup has failed while nobody waited for it.
+    unfit: bool,
     /// Calls that it has served.
     pub served: u32,
     /// How it ended, if it has.
@@ -137,6 +140,7 @@ impl HostWorker {
             pid: None,
             has_news: true,
             ready: false,
+            unfit: false,
             served: 0,
             exit: None,
             over_memory: None,
@@ -405,12 +409,20 @@ impl HostWorker {
                 // Nobody asked for it by name: who does is told of the failure of his own.
                 Ok(Some(_)) | Err(_) => {
                     self.kill();
-                    return false;
+                    self.unfit = true;
                 }
             }
         }
         while let Some(News::Forked) = self.news() {}
-        self.exit.is_none() && !self.is_lost()
+        !self.unfit && self.exit.is_none() && !self.is_lost()
+    }
+
+    /// The same of whether it is set up.
+    fn is_ready(&mut self) -> bool {
+        if !self.ready {
+            self.is_fit();
+        }
+        self.ready
     }
 
     /// Sleeps until it has something to say, until `end` at most.
@@ -549,6 +561,12 @@ pub struct Roster {
     idle: Mutex<HashMap<u64, Idle>>,
 }
 
+/// Whether the other end of the control socket is gone.
+fn has_ended(error: &Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.source_error().kind(), BrokenPipe | ConnectionReset)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves these maps whole: each change to them is one call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -564,11 +582,7 @@ fn best(waiting: &mut Waiting, limit: u32) -> Option<usize> {
         if worker.served >= limit {
             continue;
         }
-        // Whether one that starts is ready by now is found out by a look at it.
-        if !worker.ready {
-            worker.is_fit();
-        }
-        if worker.ready {
+        if worker.is_ready() {
             if worker.served > 0 {
                 return Some(at);
             }
@@ -610,10 +624,30 @@ impl Roster {
         Ok(server)
     }
 
+    /// Asks something of the forkserver. If it turns out to have ended while nobody had a worker there to
+    /// tell, asks another one.
+    fn ask<T>(
+        &self,
+        launch: Option<&Launch>,
+        ask: impl Fn(&Arc<Forkserver>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let server = self.server(launch)?;
+        let error = match ask(&server) {
+            Err(error) if launch.is_some() && has_ended(&error) => error,
+            answer => return answer,
+        };
+        let said = server.failure();
+        server.shutdown();
+        if let Some(errno) = said {
+            return Err(Error::system("fork")(std::io::Error::from_raw_os_error(errno)));
+        }
+        log::info!("failed to {error}; another forkserver is started");
+        ask(&self.server(launch)?)
+    }
+
     /// Asks the forkserver to import modules.
     pub fn preload(&self, launch: &Launch, modules: &str) -> Result<(), Error> {
-        let server = self.server(Some(launch))?;
-        server.preload(modules).map_err(Error::forkserver("preload modules"))
+        self.ask(Some(launch), |server| server.preload(modules).map_err(Error::forkserver("preload modules")))
     }
 
     /// Takes an idle worker of this kind that has served fewer than `limit` calls.
@@ -759,7 +793,7 @@ impl Fleet {
         if let Some(worker) = self.roster.lease(self.key, limit) {
             return Ok(worker);
         }
-        self.fork(self.roster.server(self.launch.as_deref())?)
+        self.roster.ask(self.launch.as_deref(), |server| self.fork(server))
     }
 
     /// A worker of this kind was lost or is about to be. If the next call, which wants fewer than `limit`
@@ -769,16 +803,16 @@ impl Fleet {
         if !self.keep || !self.roster.has_server() || !self.roster.lacks_spare(self.key, limit) {
             return;
         }
-        let spare = self.roster.server(None).and_then(|server| self.fork(server));
+        let spare = self.roster.ask(None, |server| self.fork(server));
         if let Err(error) = &spare {
             log::debug!("there is no spare worker: failed to {error}");
         }
         self.roster.keep_spare(self.key, spare.ok());
     }
 
-    fn fork(&self, server: Arc<Forkserver>) -> Result<Box<HostWorker>, Error> {
+    fn fork(&self, server: &Arc<Forkserver>) -> Result<Box<HostWorker>, Error> {
         let forked = server.fork_worker(self.exec, self.max_memory)?;
-        let mut worker = Box::new(HostWorker::new(server, forked, self.context));
+        let mut worker = Box::new(HostWorker::new(Arc::clone(server), forked, self.context));
         reach(Step::HostAsked);
         let sections = [&[], &[], &self.setup[..]].map(Section::Bytes);
         let request = Outgoing { task: SETUP, count: 1, function: 0, sections, plain: false };
