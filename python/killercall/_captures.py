@@ -142,7 +142,7 @@ def _is_of(value: Any, module: str, name: str) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterable[str]:
-    """The globals that are sent with a function; without cloudpickle there may be more of them."""
+    """The globals that are sent with a function."""
     if _payload.takes_cloudpickle():
         from cloudpickle import cloudpickle as internals
 

@@ -382,6 +382,8 @@ def _keep_used_files() -> None:
 
         _core.keep_at_most(memory() // _SHARE)
         _keeps_used_files = True
+
+
 class _TooHeavyError(Exception):
     """Cloudpickle is needed."""
 
@@ -426,9 +428,10 @@ class LightPickler(pickle.Pickler):
         ):
             raise _TooHeavyError
         namespace = vars(sys.modules["__main__"])
-        values = {name: namespace[name] for name in names_in(function.__code__) & namespace.keys()}
+        values = {
+            name: namespace[name] for name in names_in(function.__code__) if name in namespace
+        }
         if not all(map(_is_small, values.values())):
-            # It may be an attribute that has the name of a global by chance, and then large.
             raise _TooHeavyError
         slots = {
             "__globals__": values,
@@ -453,13 +456,34 @@ _ODD_MODULES = frozenset(
 
 def is_importable(obj: Any) -> bool:
     """Whether a function or a class is found where its name says, outside of `__main__`."""
-    return obj.__module__ != "__main__" and _attribute(sys.modules.get(obj.__module__), obj.__qualname__) is obj
+    module = obj.__module__
+    return module != "__main__" and _attribute(sys.modules.get(module), obj.__qualname__) is obj
 
 
-def names_in(code: types.CodeType) -> set[str]:
-    """The names that a function and those within it may look up in its globals, and some more."""
-    within = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*map(names_in, within))
+def names_in(code: types.CodeType) -> list[str]:
+    """
+    The globals that a function and those within it use, as cloudpickle finds them.
+
+    Without `dis`, whose import takes longer than all else that is done here.
+    """
+    from opcode import opmap
+
+    names: dict[str, None] = {}
+    data = code.co_code
+    high = 0
+    for at in range(0, len(data), 2):
+        operation, low = data[at], data[at + 1]
+        argument = high << 8 | low
+        high = argument if operation == opmap["EXTENDED_ARG"] else 0
+        if operation == opmap["LOAD_GLOBAL"]:
+            # The lowest bit tells whether it is about to be called.
+            names[code.co_names[argument >> 1]] = None
+        elif operation in {opmap["STORE_GLOBAL"], opmap["DELETE_GLOBAL"]}:
+            names[code.co_names[argument]] = None
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            names.update(dict.fromkeys(names_in(part)))
+    return list(names)
 
 
 def _is_small(value: Any) -> bool:
@@ -515,7 +539,9 @@ def takes_cloudpickle() -> bool:
     return "cloudpickle" in sys.modules
 
 
-def _dump_light(obj: Any, file: Any, leave_out: Callable[[pickle.PickleBuffer], Any] | None) -> bool:
+def _dump_light(
+    obj: Any, file: Any, leave_out: Callable[[pickle.PickleBuffer], object] | None
+) -> bool:
     """Pickles without cloudpickle; false if that may not do, after which the file is of no use."""
     if takes_cloudpickle() or "polars" in sys.modules:
         return False
