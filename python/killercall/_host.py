@@ -438,9 +438,6 @@ class Plan:
         forks = options.start_method == "fork"
         surroundings = _context.current()
         self._launch = launch = None if forks else _shared.launch(surroundings.version)
-        if launch is not None:
-            # Before the function is pickled: the one takes as long as the other.
-            _shared.start(launch)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
         captures = None
         if not forks and options.reuse is True:
@@ -479,9 +476,9 @@ class Plan:
 
     def import_ahead(self) -> None:
         """
-        Has the forkserver import what `preload` names; this may start it.
+        Starts the forkserver unless it runs, and has it import what `preload` names.
 
-        To be called when nothing can be wrong with the call any more.
+        To be called when nothing can be wrong with the call any more: bad input starts no process.
         """
         if self._launch is not None:
             # A fresh interpreter imports for itself.
