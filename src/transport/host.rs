@@ -424,7 +424,7 @@ impl HostChannel {
     /// Looks for a response for as long as that is cheaper than sleeping; whether there is one.
     pub fn spin(&mut self) -> bool {
         let (segment, read) = (&self.segment, self.response_read);
-        self.spin.until(false, || segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
+        self.spin.until(|| segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
     }
 
     /// Raises the flag that asks the worker to ring. False if there is something to do first.

@@ -5,7 +5,7 @@
 //! microseconds of a core, and hardly any where it keeps being in vain: a busy machine has better use
 //! for it.
 
-use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use crate::sys;
@@ -16,35 +16,35 @@ const MOST: Duration = Duration::from_micros(50);
 const LEAST: Duration = Duration::from_micros(6);
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
-/// Of so many looks one is a long one, however vain they have been: the other side may have become quick.
-const PROBE: u32 = 16;
+/// Whoever has to wait so long for its core again has given it to somebody else than the other side.
+const LONG: Duration = Duration::from_micros(200);
+/// For so many looks it keeps its core then.
+const KEPT: u32 = 64;
 
 /// One side's patience with the other.
 #[derive(Debug)]
 pub struct Spin {
     limit: Duration,
-    looks: u32,
+    /// How many looks go on without offering the core to others.
+    kept: u32,
 }
 
 impl Default for Spin {
     fn default() -> Self {
-        Self { limit: MOST, looks: 0 }
+        Self { limit: MOST, kept: 0 }
     }
 }
 
 impl Spin {
-    /// Looks until `found`, for a while; whether it was. Where the other side had to be `woken`, it is not
-    /// waited for if that was in vain lately: it may need this core.
-    pub fn until(&mut self, woken: bool, mut found: impl FnMut() -> bool) -> bool {
+    /// Looks until `found`, for a while; whether it was.
+    ///
+    /// Between looks it offers its core: the kernel often wakes the other side on the core of who woke it,
+    /// where it could not answer while we look. They take turns then, until the kernel moves one of them.
+    pub fn until(&mut self, mut found: impl FnMut() -> bool) -> bool {
         if found() {
             return true;
         }
-        self.looks = self.looks.wrapping_add(1);
-        let is_probe = self.looks.is_multiple_of(PROBE);
-        if !has_cores() || (woken && self.limit == LEAST && !is_probe) {
-            return false;
-        }
-        let limit = if is_probe { MOST } else { self.limit };
+        self.kept = self.kept.saturating_sub(1);
         // Reading the clock takes as long as a few looks: not before it matters.
         let mut end = None;
         loop {
@@ -56,18 +56,18 @@ impl Spin {
                 std::hint::spin_loop();
             }
             let now = sys::now();
-            if now >= *end.get_or_insert(now + limit) {
+            if now >= *end.get_or_insert(now + self.limit) {
                 self.limit = (self.limit / 2).max(LEAST);
                 return false;
             }
+            if self.kept == 0 {
+                thread::yield_now();
+                if sys::now().since(now) > LONG {
+                    self.kept = KEPT;
+                }
+            }
         }
     }
-}
-
-/// With one core, the other side cannot answer while we look.
-fn has_cores() -> bool {
-    static CORES: OnceLock<bool> = OnceLock::new();
-    *CORES.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1))
 }
 
 #[cfg(test)]
@@ -77,16 +77,13 @@ mod tests {
     #[test]
     fn patience_is_lost_in_vain_and_comes_back() {
         let mut spin = Spin::default();
-        if !has_cores() {
-            return;
-        }
-        for _ in 0..PROBE - 1 {
-            assert!(!spin.until(true, || false));
+        for _ in 0..10 {
+            assert!(!spin.until(|| false));
         }
         assert_eq!(LEAST, spin.limit);
-        for _ in 0..PROBE {
+        for _ in 0..10 {
             let mut looks = 0;
-            assert!(spin.until(true, || {
+            assert!(spin.until(|| {
                 looks += 1;
                 looks > 1
             }));

@@ -93,8 +93,6 @@ pub struct WorkerChannel {
     /// Where the records end whose files the host may not have taken yet.
     files_pending: VecDeque<u64>,
     spin: Spin,
-    /// Whether the host was rung since we last looked for a request.
-    rang: bool,
     /// How many answers the host does not know of, if it dozes.
     untold: u32,
     /// Whether it dozed when we last found it not awake.
@@ -127,7 +125,6 @@ impl WorkerChannel {
             files_out: FilesOut::default(),
             files_pending: VecDeque::new(),
             spin: Spin::default(),
-            rang: false,
             untold: 0,
             host_dozes: false,
         }
@@ -214,9 +211,8 @@ impl WorkerChannel {
         if self.untold > 0 {
             self.wake_host(true)?;
         }
-        let rang = std::mem::take(&mut self.rang);
         let (segment, claimed) = (self.segment, self.claimed);
-        Ok(self.spin.until(rang, || claim::load(segment.u64(CLAIM)).handed != claimed))
+        Ok(self.spin.until(|| claim::load(segment.u64(CLAIM)).handed != claimed))
     }
 
     /// Waits until the host rings, for at most `limit`.
@@ -416,7 +412,6 @@ impl WorkerChannel {
                 self.host_dozes = flag == DOZING;
                 self.untold = 0;
                 if asleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
-                    self.rang = true;
                     ring(self.socket.as_fd())?;
                 }
             }
