@@ -396,6 +396,9 @@ runs = [lambda m=m: killer_call(time.sleep, timeout=None, start_method=m)(0.005)
 runs.append(lambda: killer_pmap(time.sleep, [0.005] * 3, cpus=2, timeout=None))
 limits = [0.01, 0.04, 0.03, 0.02]
 came = 0
+# What is imported first is not interrupted: importlib itself may say something of that then.
+for run in runs:
+    run()
 for count in range(int(sys.argv[2])):
     which = count % len(runs)
     try:

@@ -12,11 +12,15 @@ import builtins
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pickle
+    import signal
     from typing import Any, TypeVar
 
     E = TypeVar("E", bound=BaseException)
 else:
     import _pickle as pickle
+
+    # The module around it makes enumerations of its constants, for which there is no use here.
+    import _signal as signal
 
 __all__ = [
     "DepthLimitExceeded",
@@ -138,12 +142,10 @@ def _stack_note(when: str, pid: int | None, stack: str) -> str:
 
 def signal_name(number: int) -> str:
     """`SIGKILL` for 9; real-time signals have only numbers."""
-    try:
-        import signal as signals
-
-        return signals.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    known = vars(signal)
+    # Where there are several, the first one is the usual one.
+    names = (name for name in sorted(known) if name.startswith("SIG") and name[3] != "_")
+    return next((name for name in names if known[name] == number), f"signal {number}")
 
 
 class WorkerDied(KillerError):

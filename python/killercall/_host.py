@@ -12,7 +12,7 @@ import os
 import sys
 from _thread import allocate_lock
 
-from killercall import _context, _core, _forkserver, _payload
+from killercall import _captures, _context, _core, _forkserver, _payload, _stack
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
@@ -301,7 +301,7 @@ class HostJob:
                     self.name,
                     outcome.exitcode,
                     pid=outcome.pid,
-                    stack=_readable(outcome.stack),
+                    stack=_stack.readable(outcome.stack),
                     reason=reason,
                 )
             case "over_memory":
@@ -310,7 +310,7 @@ class HostJob:
                     self._options.max_memory,
                     used=outcome.over_memory,
                     pid=outcome.pid,
-                    stack=_readable(outcome.stack),
+                    stack=_stack.readable(outcome.stack),
                 )
             case "not_started":
                 return self._not_started()
@@ -328,7 +328,7 @@ class HostJob:
             timeout,
             elapsed=outcome.elapsed,
             pid=outcome.pid,
-            stack=_readable(outcome.stack),
+            stack=_stack.readable(outcome.stack),
             message=message,
         )
 
@@ -403,14 +403,6 @@ def _is_daemon() -> bool:
     return threading.current_thread().daemon
 
 
-def _readable(stack: str | None) -> str | None:
-    if stack is None:
-        return None
-    from killercall import _stack
-
-    return _stack.readable(stack)
-
-
 def _is_retried(cls: type[BaseException], options: Options) -> bool:
     return issubclass(cls, options.retry_on)
 
@@ -441,8 +433,6 @@ class Plan:
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
         captures = None
         if not forks and options.reuse is True:
-            from killercall import _captures
-
             captures = _captures.captures_of(function)
         keywords = {
             **_function_part(function, name, options),

@@ -525,6 +525,11 @@ impl Server {
             ChildState::Reaped(_, at) if !(strays.is_empty() || late(at) && quiet) => true,
             ChildState::Reaped(Reaped { status, peak_memory, .. }, _) => {
                 reach(Step::ServerReaped);
+                // One that was still starting when it was asked for its stack has ended by that signal.
+                let over = child.memory.as_ref().and_then(|memory| memory.over);
+                if let Some(used) = over.filter(|_| status.0 == -sys::DUMP_SIGNAL) {
+                    tell(&child.notice, Notice::OverMemory { used });
+                }
                 tell(&child.notice, Notice::Exited { status, peak_memory });
                 false
             }
