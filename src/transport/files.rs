@@ -10,15 +10,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::record::Corrupt;
 use crate::sys;
 
-/// Most files under way at once; the socket's buffer holds several times as many.
-pub const FILES_MAX: usize = 32;
+/// Most files under way at once: a process with few descriptors has room for them, and the socket's
+/// buffer holds several times as many.
+pub const FILES_MAX: usize = 16;
 
 /// Most files that wait to be used. Those that were taken back wait with the others.
-const WAITING_MAX: usize = 8 * FILES_MAX;
+const WAITING_MAX: usize = 16 * FILES_MAX;
 
 /// Most messages that are read in one go. A sound peer rings once a sleep and sends few files; one
 /// that floods the socket must not keep us from looking at the clock.
-const DRAIN_MAX: usize = 16 * FILES_MAX;
+const DRAIN_MAX: usize = 32 * FILES_MAX;
 
 /// What the socket brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

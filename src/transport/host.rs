@@ -71,6 +71,7 @@ pub struct Outgoing<'a> {
 struct Outstanding {
     start: usize,
     end: usize,
+    /// How many files the worker has taken, or got rid of, once this is answered.
     files: usize,
     /// How many calls it is for.
     count: usize,
@@ -104,8 +105,11 @@ pub struct HostChannel {
     outstanding: VecDeque<Outstanding>,
     /// How many calls those are for that are not answered.
     calls: usize,
-    /// How many files belong to those requests.
+    /// How many files were sent that the worker may not have taken yet.
     files: usize,
+    /// How many of those belonged to requests that were taken back. The worker gets rid of them when it
+    /// takes the next file, so they count until then.
+    stray_files: usize,
     /// How many of the newest calls the worker has not been told of.
     staged: usize,
     /// How many calls were handed out, as the claim word should say.
@@ -129,6 +133,7 @@ impl HostChannel {
             outstanding: VecDeque::new(),
             calls: 0,
             files: 0,
+            stray_files: 0,
             staged: 0,
             handed: 0,
             answered_end: 0,
@@ -147,12 +152,15 @@ impl HostChannel {
         let (in_file, inline) = in_files(&sections);
         let files = in_file.iter().filter(|&&in_file| in_file).count();
         let size = REQUEST_HEADER + usize::try_from(padded(inline as u64)).expect("it fits a ring");
-        if files > 0 && (count > 1 || self.files + files > FILES_MAX) {
+        // With nothing but strays under way there is no answer to wait for.
+        let full = self.files + files > FILES_MAX && self.files > self.stray_files;
+        if files > 0 && (count > 1 || full) {
             return Ok(false);
         }
         let Some(start) = self.room_for(size) else { return Ok(false) };
         let file = if files > 0 { self.send_files(&sections, in_file)? } else { 0 };
         self.files += files;
+        let files = if files > 0 { files + std::mem::take(&mut self.stray_files) } else { 0 };
         let lengths = sections.map(|section| section.len() as u64);
         let parcels = sections.map(|section| matches!(section, Section::Parcel(_)));
         let header = RequestHeader {
@@ -235,7 +243,7 @@ impl HostChannel {
             }
             if answered == count {
                 self.outstanding.pop_back();
-                self.files -= files;
+                self.stray_files += files;
                 if count > 0 {
                     self.answered_end = end;
                 }

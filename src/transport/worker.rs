@@ -510,6 +510,24 @@ mod tests {
         }
     }
 
+    /// They take up descriptors of the worker until it comes by.
+    #[test]
+    fn files_that_were_taken_back_count_until_the_worker_is_rid_of_them() {
+        let (mut host, mut worker) = pair();
+        let body = vec![7; RING_LEN];
+        let hand_all = |host: &mut HostChannel, first: u64| {
+            (first..).take_while(|&task| host.hand(task, 9, [&[], &body, b"x"]).unwrap()).count()
+        };
+        assert_eq!(FILES_MAX, hand_all(&mut host, 0));
+        assert_eq!(FILES_MAX, host.revoke());
+        assert_eq!(1, hand_all(&mut host, 100), "a worker must have something to do");
+        let Some(Received::Request(request)) = worker.try_receive().unwrap() else { panic!("no request") };
+        assert_eq!((100, RING_LEN + 1), (request.task, sections(&request).len()));
+        assert!(worker.send(ReplyKind::Returned, 100, b"done", sys::now()).unwrap());
+        assert_eq!(100, host.receive(0).unwrap().unwrap().task);
+        assert_eq!(FILES_MAX, hand_all(&mut host, 200));
+    }
+
     #[test]
     fn a_scribbling_worker_is_found_out() {
         let (mut host, worker) = pair();
