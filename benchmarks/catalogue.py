@@ -47,6 +47,11 @@ def _alone(contestant: Contestant, calls: int, rounds: int = 2) -> Contestant:
     return replace(contestant, calls=calls, rounds=rounds, alone=True)
 
 
+def _in_threads(name: str, peer: str, number: int) -> Contestant:
+    # So many calls that it matters little what the threads themselves cost.
+    return replace(_peer(name, peer, turn="warm.threads", number=number), calls=1600)
+
+
 def _warm() -> list[Measure]:
     floor = _peer("raw socketpair", "socketpair")
     ours = _peer("killercall", "killercall")
@@ -122,8 +127,9 @@ def _fresh(*, quick: bool) -> list[Measure]:
             contestants=(
                 _peer("killercall", "killercall"),
                 _peer(f"killercall, {host}", "killercall", host=large),
-                _peer("killercall, 8 threads", "killercall", turn="warm.threads", number=8),
-                _peer("ProcessPoolExecutor, 8 threads", "executor", turn="warm.threads", number=8),
+                _in_threads("killercall, 1 thread", "killercall", 1),
+                _in_threads("killercall, 8 threads", "killercall", 8),
+                _in_threads("ProcessPoolExecutor, 8 threads", "executor", 8),
             ),
         ),
         Measure(

@@ -83,7 +83,7 @@ LINES = (
     ),
     Line(
         "the same from 8 threads at once, wall clock over calls",
-        "large host", "killercall, 8 threads", ("killercall",), NO_SLOWER,
+        "large host", "killercall, 8 threads", ("killercall, 1 thread",), NO_SLOWER,
     ),
     Line(
         "fresh call back to back against os.fork, _exit, wait of a bare Python",

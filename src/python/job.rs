@@ -12,7 +12,7 @@ use super::parcel::{Arrived, packed};
 use super::plain;
 use super::watches::{Captures, Surroundings};
 use crate::supervisor::{
-    self, Attempt, Batch, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait, Warm,
+    self, Attempt, Batch, Begun, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait, Warm,
 };
 use crate::sys;
 use crate::transport::{Body, Ring, Small};
@@ -313,8 +313,7 @@ impl Caller {
         dumps: Py<PyAny>,
         is_plain: bool,
     ) -> Self {
-        let warm =
-            Warm { policy: plan.policy, fleet: Arc::clone(&plan.fleet), payload: Arc::clone(&plan.payload) };
+        let warm = Warm::new(plan.policy, Arc::clone(&plan.fleet), Arc::clone(&plan.payload));
         Self { warm, captures, surroundings, dumps, is_plain, generation: sys::fork_generation() }
     }
 
@@ -333,7 +332,13 @@ impl Caller {
             return Ok(py.NotImplemented());
         }
         let arguments = self.arguments(args, kwargs)?;
-        match detached(py, || self.warm.call(arguments))? {
+        // To let other threads run costs more than a quick answer, most of all where they are many.
+        let attempt = match self.warm.begin(arguments) {
+            Begun::Ended(attempt) => attempt,
+            Begun::Pending(pending) => detached(py, || self.warm.finish(pending))?,
+            Begun::Nothing(arguments) => detached(py, || self.warm.call(arguments))?,
+        };
+        match attempt {
             Attempt::Returned { body, plain } => match plain.then(|| plain_value(py, &body)) {
                 Some(Ok(value)) => Ok(value.unbind()),
                 // What is wrong with it, if anything is, is told by whoever unpickles it.

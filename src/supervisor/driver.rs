@@ -276,7 +276,7 @@ impl Driver {
     /// Waits for any of the workers, the nearest deadline, or `end`.
     fn sleep(&mut self, end: Moment) -> Result<Woken, Error> {
         let mut may_sleep = true;
-        for crew in &self.crew {
+        for crew in &mut self.crew {
             may_sleep &= crew.worker.channel.prepare_sleep(self.ring);
         }
         let now = sys::now();

@@ -21,4 +21,4 @@ pub use driver::{Driver, Outcome, StartError, Trouble, Wait};
 pub use events::{Ending, TaskId};
 pub use job::Policy;
 pub use roster::{Exit, Fleet, HostWorker, LARGE_FUNCTIONS_MAX, Launch, Payload, Roster, SETUP};
-pub use warm::{Attempt, Warm};
+pub use warm::{Attempt, Begun, Warm};

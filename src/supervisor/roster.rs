@@ -552,6 +552,18 @@ impl Idle {
     fn spares(&self) -> usize {
         self.open_to(1)
     }
+
+    fn lease_knowing(&mut self, payload: &Payload) -> Option<Box<HostWorker>> {
+        while let Some(at) = self.waiting.iter().rposition(|worker| worker.knows(payload)) {
+            let mut worker = self.waiting.remove(at);
+            worker.has_news = true;
+            // That it has died meanwhile is found out when it does not start what it is handed.
+            if !worker.is_lost() {
+                return Some(worker);
+            }
+        }
+        None
+    }
 }
 
 /// The forkserver of a roster, and the workers that wait for the next job.
@@ -559,6 +571,9 @@ impl Idle {
 pub struct Roster {
     server: Mutex<Option<Arc<Forkserver>>>,
     idle: Mutex<HashMap<u64, Idle>>,
+    /// Those that were given back while another thread had the others, each with its kind. Locked for a
+    /// moment only, and nothing is said under this lock, so that everybody may wait for it.
+    returned: Mutex<Vec<(u64, Box<HostWorker>)>>,
 }
 
 /// Whether the other end of the control socket is gone.
@@ -597,7 +612,19 @@ fn best(waiting: &mut Waiting, limit: u32) -> Option<usize> {
 impl Roster {
     /// A roster whose forkserver is a copy of the host that was made for it.
     pub fn with_server(server: Forkserver) -> Self {
-        Self { server: Mutex::new(Some(Arc::new(server))), idle: Mutex::default() }
+        Self { server: Mutex::new(Some(Arc::new(server))), ..Self::default() }
+    }
+
+    fn idle_workers(&self) -> MutexGuard<'_, HashMap<u64, Idle>> {
+        let mut idle = lock(&self.idle);
+        self.take_returned(&mut idle);
+        idle
+    }
+
+    fn take_returned(&self, idle: &mut HashMap<u64, Idle>) {
+        for (key, worker) in lock(&self.returned).drain(..) {
+            idle.entry(key).or_default().waiting.push(worker);
+        }
     }
 
     /// Whether a forkserver is there, so that nothing has to be launched.
@@ -652,7 +679,7 @@ impl Roster {
 
     /// Takes an idle worker of this kind that has served fewer than `limit` calls.
     fn lease(&self, key: u64, limit: u32) -> Option<Box<HostWorker>> {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle_workers();
         let Idle { waiting, demand, .. } = idle.get_mut(&key)?;
         let mut found = None;
         while let Some(at) = best(waiting, limit) {
@@ -674,17 +701,14 @@ impl Roster {
 
     /// Takes an idle worker of this kind that has all that the payload needs.
     pub fn lease_knowing(&self, key: u64, payload: &Payload) -> Option<Box<HostWorker>> {
-        let mut idle = lock(&self.idle);
-        let waiting = &mut idle.get_mut(&key)?.waiting;
-        while let Some(at) = waiting.iter().rposition(|worker| worker.knows(payload)) {
-            let mut worker = waiting.remove(at);
-            worker.has_news = true;
-            // That it has died meanwhile is found out when it does not start what it is handed.
-            if !worker.is_lost() {
-                return Some(worker);
-            }
-        }
-        None
+        self.idle_workers().get_mut(&key)?.lease_knowing(payload)
+    }
+
+    /// The same for who must not wait for the thread that has them now.
+    pub fn try_lease_knowing(&self, key: u64, payload: &Payload) -> Option<Box<HostWorker>> {
+        let mut idle = self.idle.try_lock().ok()?;
+        self.take_returned(&mut idle);
+        idle.get_mut(&key)?.lease_knowing(payload)
     }
 
     /// Takes a worker back, to wait for the next job.
@@ -692,7 +716,7 @@ impl Roster {
         if worker.exit.is_some() || worker.is_lost() {
             return;
         }
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle_workers();
         for kind in idle.values_mut() {
             // Those that have retired meanwhile.
             kind.waiting.retain_mut(|worker| worker.is_fit());
@@ -703,7 +727,7 @@ impl Roster {
     /// A worker of this kind was lost: whether there should be a spare for the next call that wants fewer
     /// than `limit` calls served, which is counted as coming then.
     fn lacks_spare(&self, key: u64, limit: u32) -> bool {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle_workers();
         let kind = idle.entry(key).or_default();
         let wanted = kind.demand.lost(sys::now());
         kind.waiting.retain_mut(|worker| worker.is_fit());
@@ -725,26 +749,30 @@ impl Roster {
 
     /// The spare that was coming is there, or cannot be had.
     fn keep_spare(&self, key: u64, spare: Option<Box<HostWorker>>) {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle_workers();
         let kind = idle.entry(key).or_default();
         // A shutdown meanwhile has forgotten that it was coming.
         kind.coming = kind.coming.saturating_sub(1);
         kind.waiting.extend(spare);
     }
 
-    /// The same for one that was leased just before: a look at the others can wait.
+    /// The same for one that was leased just before: a look at the others can wait, and so nobody is waited
+    /// for.
     pub fn give_back(&self, key: u64, worker: Box<HostWorker>) {
-        lock(&self.idle).entry(key).or_default().waiting.push(worker);
+        match self.idle.try_lock() {
+            Ok(mut idle) => idle.entry(key).or_default().waiting.push(worker),
+            Err(_) => lock(&self.returned).push((key, worker)),
+        }
     }
 
     /// How many workers wait.
     pub fn idle(&self) -> usize {
-        lock(&self.idle).values().map(|kind| kind.waiting.len()).sum()
+        self.idle_workers().values().map(|kind| kind.waiting.len()).sum()
     }
 
     /// The pids of those that are known to be there.
     pub fn idle_pids(&self) -> Vec<i32> {
-        let mut idle = lock(&self.idle);
+        let mut idle = self.idle_workers();
         for kind in idle.values_mut() {
             kind.waiting.retain_mut(|worker| worker.is_fit());
         }
@@ -759,7 +787,7 @@ impl Roster {
     /// Ends the forkserver and all workers, and waits until nothing is left of them.
     pub fn shutdown(&self) {
         let server = lock(&self.server).take();
-        lock(&self.idle).clear();
+        self.idle_workers().clear();
         if let Some(server) = server {
             server.shutdown();
         }

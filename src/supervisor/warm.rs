@@ -5,6 +5,7 @@
 //! the task itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::arguments::{Arguments, Batch};
@@ -22,6 +23,9 @@ const TASK: TaskId = TaskId(0);
 /// is more to look after by then.
 const FIRST_SLEEP: Duration = Duration::from_millis(5);
 
+/// An answer that takes less comes at once: about as long as two threads take to change places.
+const QUICK: Duration = Duration::from_micros(20);
+
 /// What came of the short way.
 pub enum Attempt {
     /// There is no worker for it. Nothing has been started.
@@ -37,77 +41,140 @@ pub enum Attempt {
     Underway(Box<Driver>),
 }
 
+/// What a caller who must not wait has begun.
+pub enum Begun {
+    /// Nothing.
+    Nothing(Batch),
+    /// A call that has not ended.
+    Pending(Pending),
+    /// One that has.
+    Ended(Attempt),
+}
+
+/// A call that a worker has.
+pub struct Pending {
+    worker: Box<HostWorker>,
+    arguments: Arguments,
+    since: Moment,
+    /// Whether the worker was woken for it.
+    woken: bool,
+}
+
 /// Calls of one function, one at a time or many.
 pub struct Warm {
     /// For each of them.
-    pub policy: Policy,
+    policy: Policy,
     /// Whose workers.
-    pub fleet: Arc<Fleet>,
+    fleet: Arc<Fleet>,
     /// The function and its surroundings.
-    pub payload: Arc<Payload>,
+    payload: Arc<Payload>,
+    /// Whether the last answer came at once.
+    is_quick: AtomicBool,
 }
 
 impl Warm {
+    /// Calls of the function in this payload by workers of this fleet.
+    pub fn new(policy: Policy, fleet: Arc<Fleet>, payload: Arc<Payload>) -> Self {
+        Self { policy, fleet, payload, is_quick: AtomicBool::new(false) }
+    }
+
     /// Calls the function in an idle worker, if there is one that has it.
     pub fn call(&self, batch: Batch) -> Attempt {
-        let roster = &self.fleet.roster;
-        let Some(mut worker) = roster.lease_knowing(self.fleet.key, &self.payload) else {
-            return Attempt::Nobody;
+        match self.fleet.roster.lease_knowing(self.fleet.key, &self.payload) {
+            Some(worker) => {
+                self.hand(worker, batch).map_or_else(|attempt| attempt, |pending| self.finish(pending))
+            }
+            None => Attempt::Nobody,
+        }
+    }
+
+    /// The same for a caller whom others wait for: it begins the call only if the answer should come at
+    /// once, and looks for that, but sleeps for nobody.
+    pub fn begin(&self, batch: Batch) -> Begun {
+        if !self.is_quick.load(Ordering::Relaxed) {
+            return Begun::Nothing(batch);
+        }
+        let Some(worker) = self.fleet.roster.try_lease_knowing(self.fleet.key, &self.payload) else {
+            return Begun::Nothing(batch);
         };
+        match self.hand(worker, batch) {
+            Ok(mut pending) => {
+                if !pending.woken && pending.worker.channel.spin(pending.since, false) {
+                    return Begun::Ended(self.receive(pending));
+                }
+                Begun::Pending(pending)
+            }
+            Err(attempt) => Begun::Ended(attempt),
+        }
+    }
+
+    fn hand(&self, mut worker: Box<HostWorker>, batch: Batch) -> Result<Pending, Attempt> {
         let mut arguments = Arguments::default();
         arguments.push(TASK, batch);
         let since = sys::now();
         if !worker.stage(Run::one(TASK), &self.payload, &arguments).is_ok_and(|left| left.count == 0) {
             worker.kill();
-            return Attempt::Nobody;
+            return Err(Attempt::Nobody);
         }
         match worker.publish() {
-            Ok(Published { handed: Handed::Yes, rung, .. }) => {
-                // A worker that slept takes its time. This core is of more use to it than to us.
-                if rung || !worker.channel.spin() {
-                    let most =
-                        self.policy.timeout.map_or(FIRST_SLEEP, |timeout| FIRST_SLEEP.min(timeout / 2));
-                    if let Err(error) = worker.sleep(since + most) {
-                        return self.underway(worker, arguments, since, Some(Err(error)));
-                    }
-                }
+            Ok(Published { handed: Handed::Yes, rung: woken, .. }) => {
+                Ok(Pending { worker, arguments, since, woken })
             }
             Ok(_) => {
                 // It has retired, or is not fit for use. The long way finds another one.
                 worker.kill();
-                return Attempt::Nobody;
+                Err(Attempt::Nobody)
             }
             Err(error) => {
                 // It may have begun all the same.
                 let problem = Corrupt(format!("doorbell: {error}"));
-                return self.underway(worker, arguments, since, Some(Err(problem)));
+                let pending = Pending { worker, arguments, since, woken: false };
+                Err(self.underway(pending, Some(Err(problem))))
             }
         }
-        let deadline = self.policy.timeout.map(|timeout| since + timeout);
-        let in_time = |stamp| deadline.is_none_or(|deadline| Moment::from_nanos(stamp) <= deadline);
-        match worker.receive() {
+    }
+
+    /// Waits for the answer of what was begun.
+    pub fn finish(&self, mut pending: Pending) -> Attempt {
+        let Pending { worker, since, woken, .. } = &mut pending;
+        if !worker.channel.spin(*since, *woken) {
+            let most = self.policy.timeout.map_or(FIRST_SLEEP, |timeout| FIRST_SLEEP.min(timeout / 2));
+            if let Err(error) = worker.sleep(*since + most) {
+                return self.underway(pending, Some(Err(error)));
+            }
+        }
+        self.receive(pending)
+    }
+
+    fn receive(&self, mut pending: Pending) -> Attempt {
+        let Pending { worker, since, .. } = &mut pending;
+        let deadline = self.policy.timeout.map(|timeout| *since + timeout);
+        let in_time = |stamp| deadline.is_none_or(|deadline| stamp <= deadline);
+        let answer = worker.receive();
+        match answer {
             Ok(Some(reply))
-                if reply.kind.is_value() && reply.task == TASK.0 && in_time(reply.finished_at) =>
+                if reply.kind.is_value()
+                    && reply.task == TASK.0
+                    && in_time(Moment::from_nanos(reply.finished_at)) =>
             {
+                let took = Moment::from_nanos(reply.finished_at).since(*since);
+                self.is_quick.store(took < QUICK, Ordering::Relaxed);
+                let mut worker = pending.worker;
                 worker.answered();
                 if worker.channel.acknowledge().is_ok() {
-                    roster.give_back(self.fleet.key, worker);
+                    self.fleet.roster.give_back(self.fleet.key, worker);
                 } else {
                     worker.kill();
                 }
                 Attempt::Returned { plain: reply.kind.is_plain(), body: reply.body }
             }
-            answer => self.underway(worker, arguments, since, answer.transpose()),
+            answer => self.underway(pending, answer.transpose()),
         }
     }
 
-    fn underway(
-        &self,
-        worker: Box<HostWorker>,
-        arguments: Arguments,
-        since: Moment,
-        answer: Option<Result<Reply, Corrupt>>,
-    ) -> Attempt {
+    fn underway(&self, pending: Pending, answer: Option<Result<Reply, Corrupt>>) -> Attempt {
+        self.is_quick.store(false, Ordering::Relaxed);
+        let Pending { worker, arguments, since, .. } = pending;
         let (fleet, payload) = (Arc::clone(&self.fleet), Arc::clone(&self.payload));
         let task = (TASK, arguments, since);
         Attempt::Underway(Box::new(Driver::take_over(self.policy, fleet, payload, task, worker, answer)))

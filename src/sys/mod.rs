@@ -4,6 +4,7 @@
 //! use it. What exists only on Linux has a fallback beside it, so that macOS compiles.
 
 mod clock;
+mod cpu;
 pub mod fault;
 mod memory;
 mod process;
@@ -14,6 +15,7 @@ mod usage;
 mod wait;
 
 pub use clock::{cpu_time, now};
+pub use cpu::{current_cpu, step_aside};
 pub use memory::{Blob, HUGE_PAGE, Mapping, Segment, lasting_file, make_huge, seal_contents};
 pub use process::{
     ExitStatus, OUT_OF_DESCRIPTORS, Process, Reaped, become_leader, become_subreaper, close_all_but,

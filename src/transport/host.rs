@@ -8,18 +8,19 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS,
+    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU, INLINE_MAX, REQUESTS,
     RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, STUCK,
-    WORKER_ASLEEP,
+    WORKER_ASLEEP, WORKER_CPU,
 };
 use super::parcel::{Arrived, Parcel};
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader,
     ResponseHeader, SHORT_HEADER, Small, check_positions, padded, skip_mark,
 };
-use super::spin::Spin;
+use super::spin::{Places, Spin};
 use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Blob, Segment};
+use crate::time::Moment;
 
 /// What became of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -429,15 +430,20 @@ impl HostChannel {
         self.segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != self.response_read
     }
 
-    /// Looks for a response for as long as that is cheaper than sleeping; whether there is one.
-    pub fn spin(&mut self) -> bool {
+    /// Looks for the response to the call at `since`, for which the worker was woken or not, for as long as
+    /// that is cheaper than sleeping; whether there is one.
+    pub fn spin(&mut self, since: Moment, woken: bool) -> bool {
+        if !self.spin.pays(since, woken) {
+            return false;
+        }
         let (segment, read) = (&self.segment, self.response_read);
-        self.spin.until(|| segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
+        self.spin.until(places(segment), || segment.u64(RESPONSE_WRITTEN).load(Ordering::Acquire) != read)
     }
 
     /// Raises the flag that asks the worker to ring. False if there is something to do first.
     #[must_use]
-    pub fn prepare_sleep(&self, ring: Ring) -> bool {
+    pub fn prepare_sleep(&mut self, ring: Ring) -> bool {
+        self.spin.is_beside(places(&self.segment));
         let flag = match ring {
             Ring::AtOnce => ASLEEP,
             Ring::WhenItPays => DOZING,
@@ -480,6 +486,10 @@ impl HostChannel {
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(STACK_LEN);
         (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
+}
+
+fn places(segment: &Segment) -> Places<'_> {
+    Places { ours: segment.u32(HOST_CPU), theirs: segment.u32(WORKER_CPU) }
 }
 
 /// Which sections travel in files, and how many bytes the others have: the largest ones go first until

@@ -22,6 +22,8 @@ pub const STUCK: u32 = 3;
 pub const RESPONSE_READ: usize = 72;
 /// Written by the host: the worker is to end once its stack is dumped (u32).
 pub const DUMP_IS_LAST: usize = 80;
+/// Written by the host: on which processor it was, counted from one (u32).
+pub const HOST_CPU: usize = 84;
 /// Written by the worker: whether it sleeps and wants to be rung (u32): `AWAKE`, `ASLEEP` until there is a
 /// request, or `STUCK`.
 pub const WORKER_ASLEEP: usize = 128;
@@ -29,6 +31,12 @@ pub const WORKER_ASLEEP: usize = 128;
 pub const RESPONSE_WRITTEN: usize = 136;
 /// Written by the worker's signal handler: the stack dump is complete (u32).
 pub const DUMP_COMPLETE: usize = 144;
+/// Written by the worker: on which processor it was, counted from one (u32).
+pub const WORKER_CPU: usize = 148;
+/// Nobody knows.
+pub const NO_CPU: u32 = 0;
+/// It is on its way to another one.
+pub const MOVING: u32 = u32::MAX;
 /// Written by both: the claim word (u64).
 pub const CLAIM: usize = 192;
 

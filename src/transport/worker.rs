@@ -10,15 +10,16 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState, next};
 use super::host::{open_file, ring};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, INLINE_MAX, REQUESTS,
+    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU, INLINE_MAX, REQUESTS,
     RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK, WORKER_ASLEEP,
+    WORKER_CPU,
 };
 use super::parcel::Parcel;
 use super::record::{
     Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
     ResponseHeader, SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
 };
-use super::spin::Spin;
+use super::spin::{Places, Spin};
 use crate::sys::fault::{self, Step, reach};
 use crate::sys::{self, Interest, Segment, Woken};
 use crate::time::Moment;
@@ -212,7 +213,16 @@ impl WorkerChannel {
             self.wake_host(true)?;
         }
         let (segment, claimed) = (self.segment, self.claimed);
-        Ok(self.spin.until(|| claim::load(segment.u64(CLAIM)).handed != claimed))
+        let places = self.places();
+        let found = || claim::load(segment.u64(CLAIM)).handed != claimed;
+        if !found() {
+            self.spin.make_room(places);
+        }
+        Ok(self.spin.until(places, found))
+    }
+
+    fn places(&self) -> Places<'static> {
+        Places { ours: self.segment.u32(WORKER_CPU), theirs: self.segment.u32(HOST_CPU) }
     }
 
     /// Waits until the host rings, for at most `limit`.
@@ -413,6 +423,10 @@ impl WorkerChannel {
                 self.untold = 0;
                 if asleep.swap(AWAKE, Ordering::SeqCst) != AWAKE {
                     ring(self.socket.as_fd())?;
+                    // What else we have to do can wait until it has its answer.
+                    if flag == ASLEEP && self.spin.is_beside(self.places()) {
+                        std::thread::yield_now();
+                    }
                 }
             }
         }
@@ -516,7 +530,7 @@ mod tests {
         let (mut host, mut worker) = pair();
         let body = vec![7; RING_LEN];
         let hand_all = |host: &mut HostChannel, first: u64| {
-            (first..).take_while(|&task| host.hand(task, 9, [&[], &body, b"x"]).unwrap()).count()
+            (first..first + 100).take_while(|&task| host.hand(task, 9, [&[], &body, b"x"]).unwrap()).count()
         };
         assert_eq!(FILES_MAX, hand_all(&mut host, 0));
         assert_eq!(FILES_MAX, host.revoke());
