@@ -14,7 +14,7 @@ import pytest
 import hostile
 import killercall
 from killercall import _host, killer_call
-from processes import PATIENCE, is_running, wait_until, waiting_workers
+from processes import PATIENCE, is_running, run_script, wait_until, waiting_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +155,56 @@ def test_a_spare_follows_what_changed_since(
     monkeypatch.setenv("KILLERCALL_TEST_SPARE", "here")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert (str(tmp_path), "here", str(tmp_path)) == call()
+
+
+def test_what_a_spare_has_tried_out_leaves_no_trace() -> None:
+    """It is as a worker that found its call waiting: same modules, same `__main__`, nothing printed."""
+    code = """
+import sys, threading, time
+from killercall import killer_call
+def trace():
+    # What our pickler needs is no trace.
+    return sorted(set(sys.modules) - {"opcode", "_opcode"}), sorted(vars(sys.modules["__main__"])), threading.active_count()
+call = killer_call(trace, reuse=False, timeout=30)
+first = call()
+for _ in range(3):
+    time.sleep(0.3)
+    assert call() == first
+print("right")
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("right\n", "")
+
+
+def test_fresh_calls_see_what_has_changed() -> None:
+    """Though nothing is pickled again as long as nothing has."""
+    code = """
+import os
+from killercall import killer_call
+rate, table, late = 1, [1, 2], None
+def price(x):
+    return x * rate, table, late and late(), os.environ.get("MARK")
+call = killer_call(price, reuse=False, timeout=30)
+assert [call(2) for _ in range(3)] == [(2, [1, 2], None, None)] * 3
+rate = 5
+assert call(2) == (10, [1, 2], None, None)
+table.append(3)
+assert call(2) == (10, [1, 2, 3], None, None)
+late = lambda: "late"
+assert call(2) == (10, [1, 2, 3], "late", None)
+os.environ["MARK"] = "here"
+assert call(2) == (10, [1, 2, 3], "late", "here")
+if os.fork() == 0:
+    rate = 7
+    assert call(2) == (14, [1, 2, 3], "late", "here")
+    print("child right", flush=True)
+    os._exit(0)
+os.wait()
+assert call(2) == (10, [1, 2, 3], "late", "here")
+print("right")
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("child right\nright\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

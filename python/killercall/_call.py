@@ -49,6 +49,7 @@ class KillerFunction(_Generic[P, R]):
         self.__wrapped__ = function
         self._killercall_options = options
         self._killercall_caller: _core.Caller | None = None
+        self._killercall_plan: Plan | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
@@ -85,12 +86,16 @@ class KillerFunction(_Generic[P, R]):
 
     def _submit(self, args: Any, kwargs: Any) -> HostJob:
         """The long way, which finds out whether the short one is open for the next call."""
-        self._killercall_caller = None
-        plan = Plan(self.__wrapped__, self._killercall_options, [(args, kwargs)])
+        plan = self._killercall_plan
+        if plan is None or not plan.is_current():
+            self._killercall_caller = self._killercall_plan = None
+            plan = Plan(self.__wrapped__, self._killercall_options, [(args, kwargs)])
         job = plan.job()
         job.submit(0, (args, kwargs))
         plan.import_ahead()
         self._killercall_caller = plan.caller
+        # One that cannot tell whether it is current may hold a copy of this process.
+        self._killercall_plan = plan if plan.is_watched else None
         return job
 
     def options(self, **options: Any) -> KillerFunction[P, R]:

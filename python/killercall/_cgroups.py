@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 
+from killercall import _core
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,8 +16,7 @@ _ROOT = "/sys/fs/cgroup"
 
 def read(group: str, name: str) -> str:
     """What a group's file says."""
-    with open(os.path.join(group, name), encoding="ascii") as file:
-        return file.read().strip()
+    return _core.read_text(os.path.join(group, name)).strip()
 
 
 def enclosing_groups(controller: str) -> Iterator[tuple[str, bool]]:
@@ -25,8 +26,7 @@ def enclosing_groups(controller: str) -> Iterator[tuple[str, bool]]:
     Those of version 2 may or may not have the controller: who reads its files finds out.
     """
     try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        lines = _core.read_text("/proc/self/cgroup").splitlines()
     except OSError:
         return
     for line in lines:

@@ -27,6 +27,9 @@ def boot(
 def keep_open(fds: list[int]) -> None:
     """Lets the next program that this process execs inherit these descriptors."""
 
+def read_text(path: str) -> str:
+    """What a small file says."""
+
 def ease_memory_limit() -> None:
     """In a worker with a memory limit: makes room to tell that it was met."""
 

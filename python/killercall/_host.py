@@ -413,6 +413,7 @@ class Plan:
 
     Attributes:
         caller: the short way of a call; None where there is none.
+        is_watched: whether `is_current` can tell anything.
     """
 
     def __init__(
@@ -432,8 +433,12 @@ class Plan:
         self._launch = launch = None if forks else _shared.launch(surroundings.version)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
         captures = None
-        if not forks and options.reuse is True:
+        if not forks:
             captures = _captures.captures_of(function)
+        self._shared = _shared
+        self._captures = captures
+        self.is_watched = captures is not None
+        self._surroundings = surroundings.seen
         keywords = {
             **_function_part(function, name, options),
             **_worker_part(options, surroundings),
@@ -450,7 +455,7 @@ class Plan:
         roster = _copy_of_host(function, calls or (), options) if forks else _shared.roster
         self._plan = _core.Plan(roster, launch, **keywords)
         self.caller: _core.Caller | None = None
-        if captures is not None:
+        if captures is not None and options.reuse is True:
             serializer = options.serializer
             self.caller = _core.Caller(
                 self._plan,
@@ -459,6 +464,16 @@ class Plan:
                 functools.partial(_dump_call, options),
                 _payload.takes_plain(serializer),
             )
+
+    def is_current(self) -> bool:
+        """Whether a new one would be the same, as far as a glance tells."""
+        return (
+            self._captures is not None
+            and self._shared is _shared
+            and not sys.is_finalizing()
+            and self._surroundings.is_current()
+            and self._captures.is_current()
+        )
 
     def job(self, workers: int = 1, budget: float | None = None, *, bulk: bool = False) -> HostJob:
         """A job without calls. What a `bulk` of calls answers is wanted together."""

@@ -125,6 +125,7 @@ class _Worker:
         self._max_memory: int | None = None
         # Set when this process is not fit for another call.
         self._spent = False
+        self._ready = False
         self._running: _Function | None = None
         # Whether an exception came out of the function itself.
         self._raised = False
@@ -245,7 +246,28 @@ class _Worker:
             raise _Leave(1) from None
         self.leave_if_stray()
         self._keep_surroundings()
+        self._ready = True
         self._channel.send("ready", _core.SETUP, self._pid.to_bytes(4, "little"))
+
+    def rehearse(self) -> None:
+        """
+        Goes the way of a call while there is none, as the first time takes longest.
+
+        A forked process shares all memory until it writes to it, and then each page costs a fault.
+        """
+        theirs = _payload.DEFAULT_SERIALIZER
+        if not self._ready or self._inherited or type(self._serializer) is not type(theirs):
+            return
+        with contextlib.suppress(MemoryError):  # The call will tell, if it comes to that.
+            function = types.FunctionType(_rehearsed.__code__, vars(sys.modules["__main__"]))
+            function.__module__ = "__main__"
+            described = theirs.dumps((function, "rehearsed", None, False, (), None))
+            known = _Function(*_payload.loads(self._serializer, described))
+            self._arm(known)
+            value = self._call(known, theirs.dumps(((0,), {})), plain=False)
+            _payload.pack(self._serializer, value, "result", passing=(), given=True)
+            _flush()
+        vars(sys.modules["__main__"]).pop(_rehearsed.__name__, None)
 
     def _apply_setup(self, setup: dict[str, Any]) -> None:
         os.environ[_context.DEPTH_VARIABLE] = str(setup["depth"])
@@ -363,6 +385,10 @@ class _Worker:
 
 
 _MISSING = object()
+
+
+def _rehearsed(value: object) -> object:
+    return value
 
 
 def _lacks_memory(error: BaseException) -> bool:

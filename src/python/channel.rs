@@ -104,6 +104,7 @@ impl Channel {
             names,
             buffer,
             is_tidy: true,
+            has_rehearsed: false,
             last: None,
             several: None,
             path: None,
@@ -122,6 +123,11 @@ impl Channel {
                     return Ok(());
                 }
             } else if !self.spin(py)? {
+                if !desk.has_rehearsed && self.inner()?.served() == 0 {
+                    desk.has_rehearsed = true;
+                    handler.call_method0(intern!(py, "rehearse"))?;
+                    continue;
+                }
                 if !desk.is_tidy {
                     desk.is_tidy = true;
                     desk.flush()?;
@@ -157,6 +163,10 @@ impl Channel {
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
         reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
+        let is_last = most.is_some_and(|most| self.inner().is_ok_and(|inner| inner.served() >= most));
+        if is_last {
+            self.inner()?.hang_up_with_next();
+        }
         let sent = if let Ok(parcel) = body.cast::<Parcel>() {
             let parcel = &parcel.get().0;
             let mut guard = self.inner()?;
@@ -165,9 +175,7 @@ impl Channel {
         } else {
             self.respond(py, kind, task, body.cast::<PyBytes>()?.as_bytes(), sys::now())?
         };
-        if let Some(most) = most
-            && self.inner()?.served() >= most
-        {
+        if is_last {
             sys::exit_now(0);
         }
         Ok(sent)
@@ -380,6 +388,8 @@ struct Desk<'a, 'py> {
     path: Option<(Bound<'py, PyAny>, usize)>,
     /// Whether all output is flushed, and the surroundings were looked at.
     is_tidy: bool,
+    /// Whether this worker has found the time to prepare for its first call.
+    has_rehearsed: bool,
 }
 
 impl Desk<'_, '_> {

@@ -57,6 +57,13 @@ pub fn boot(
     }
 }
 
+/// What a small file says. Between opening and closing it no signal handler of Python's can run, which might
+/// leave it open.
+#[pyfunction]
+pub fn read_text(path: &str) -> PyResult<String> {
+    Ok(std::fs::read_to_string(path)?)
+}
+
 /// Lets the next program that this process execs inherit these descriptors.
 #[pyfunction]
 pub fn keep_open(fds: Vec<i32>) -> PyResult<()> {

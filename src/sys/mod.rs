@@ -20,8 +20,8 @@ pub use memory::{Blob, HUGE_PAGE, Mapping, Segment, lasting_file, make_huge, sea
 pub use process::{
     ExitStatus, OUT_OF_DESCRIPTORS, Process, Reaped, become_leader, become_subreaper, close_all_but,
     current_directory, die_with_parent, exit_now, fork_count, fork_generation, handle, is_current_directory,
-    keep_across_exec, move_high, null_device, null_stdin, own, parent_pid, pid, reap, spawn_interpreter,
-    take_stdin, try_reap_any,
+    is_single_threaded, keep_across_exec, move_high, null_device, null_stdin, own, parent_pid, pid, reap,
+    spawn_interpreter, take_stdin, try_reap_any,
 };
 pub use signal::{
     CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send,

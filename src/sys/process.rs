@@ -45,6 +45,13 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Whether this process has no thread but this one, as far as the platform tells.
+pub fn is_single_threaded() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    // One directory for each thread, and each of those links here.
+    std::fs::metadata("/proc/self/task").is_ok_and(|task| task.nlink() == 3)
+}
+
 /// Starts `program` in a process group of its own with `stdin` as its standard input; standard
 /// output and error are inherited.
 pub fn spawn_interpreter(

@@ -98,6 +98,8 @@ pub struct WorkerChannel {
     untold: u32,
     /// Whether it dozed when we last found it not awake.
     host_dozes: bool,
+    /// Whether we hang up with the next answer.
+    hangs_up: bool,
 }
 
 impl WorkerChannel {
@@ -128,6 +130,7 @@ impl WorkerChannel {
             spin: Spin::default(),
             untold: 0,
             host_dozes: false,
+            hangs_up: false,
         }
     }
 
@@ -276,6 +279,13 @@ impl WorkerChannel {
         self.claimed.wrapping_sub(1)
     }
 
+    /// Ends the socket with the next response, as this process ends as soon as that is sent. Until the
+    /// kernel would do that it takes down all memory, and the host waits to see that no code runs any more.
+    /// So if there are other threads, that is left to the kernel.
+    pub fn hang_up_with_next(&mut self) {
+        self.hangs_up = sys::is_single_threaded();
+    }
+
     /// Sends a response. False if the host is gone.
     ///
     /// The whole of it was there at `finished_at`, unless it has to be written to a file first. While
@@ -340,6 +350,11 @@ impl WorkerChannel {
         }
         self.segment.u64(RESPONSE_WRITTEN).store(self.written, Ordering::Release);
         reach(Step::WorkerPublished);
+        if self.hangs_up {
+            // The host hears that as it would hear a bell.
+            sys::half_close(self.socket.as_fd())?;
+            return Ok(true);
+        }
         self.untold += 1;
         let pays = self.untold >= UNTOLD_MAX || !header.kind.is_value();
         // A host that dozed the last time need not even be looked at: the look waits until all that was
