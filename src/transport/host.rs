@@ -8,14 +8,14 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU, INLINE_MAX, REQUESTS,
-    RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STACK_LEN, STUCK,
-    WORKER_ASLEEP, WORKER_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK,
+    STACK_LEN, STUCK, WORKER_ASLEEP, WORKER_CPU,
 };
 use super::parcel::{Arrived, Parcel};
 use super::record::{
-    Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader,
-    ResponseHeader, SHORT_HEADER, Small, check_positions, padded, skip_mark,
+    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader, ResponseHeader,
+    SHORT_HEADER, Small, check_positions, padded, skip_mark,
 };
 use super::spin::{Places, Spin};
 use crate::sys::fault::{Step, reach};
@@ -70,7 +70,10 @@ pub struct Outgoing<'a> {
 /// A request in the ring that has not been answered.
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
-    start: usize,
+    /// The number of its first call, as the worker counts them.
+    first: u32,
+    /// Where the worker reads on after the request before: this one is there, or at the ring's start.
+    begin: usize,
     end: usize,
     /// How many files the worker has taken, or got rid of, once this is answered.
     files: usize,
@@ -158,6 +161,7 @@ impl HostChannel {
         if files > 0 && (count > 1 || full) {
             return Ok(false);
         }
+        let begin = self.end();
         let Some(start) = self.room_for(size) else { return Ok(false) };
         let file = if files > 0 { self.send_files(&sections, in_file)? } else { 0 };
         self.files += files;
@@ -184,7 +188,16 @@ impl HostChannel {
             }
         }
         reach(Step::HostRequestWritten);
-        self.outstanding.push_back(Outstanding { start, end: start + size, files, count, answered: 0 });
+        let first =
+            claim::next(claim::more(self.handed, u32::try_from(self.staged).expect("a ring holds fewer")));
+        self.outstanding.push_back(Outstanding {
+            first,
+            begin,
+            end: start + size,
+            files,
+            count,
+            answered: 0,
+        });
         self.calls += count;
         self.staged += count;
         Ok(true)
@@ -237,10 +250,11 @@ impl HostChannel {
             let back = left.min(request.count - request.answered);
             left -= back;
             request.count -= back;
-            let Outstanding { start, end, files, count, answered } = *request;
+            let Outstanding { first, end, files, count, answered, .. } = *request;
             if count > 0 {
-                // The worker has begun this one, and is told by this where to go on.
-                self.segment.u64(REQUESTS + start + COUNT_AT).store(count as u64, Ordering::Release);
+                // The worker has begun this one, and is told by this to go on with the next one. Not in the
+                // request itself: its place may be somebody else's by the time the worker looks.
+                self.segment.u32(CUT_REQUEST).store(first | CUT, Ordering::Release);
             }
             if answered == count {
                 self.outstanding.pop_back();
@@ -252,17 +266,22 @@ impl HostChannel {
         }
     }
 
+    /// Where the worker reads on after all that was handed to it.
+    fn end(&self) -> usize {
+        self.outstanding.back().map_or(self.answered_end, |request| request.end)
+    }
+
     /// Where in the ring `size` bytes in one piece fit, leaving a mark if that is at its start.
     ///
     /// The worker reads a place only after it has claimed the request there, and follows the
     /// requests one after the other; so a mark left by a request that was taken back is simply
-    /// written over.
+    /// written over, and any other one stays until the request that it leads to is answered.
     fn room_for(&self, size: usize) -> Option<usize> {
-        let end = self.outstanding.back().map_or(self.answered_end, |request| request.end);
-        match self.outstanding.front().map(|request| request.start) {
-            Some(first) if first >= end => (end + size <= first).then_some(end),
+        let end = self.end();
+        match self.outstanding.front().map(|request| request.begin) {
+            Some(begin) if begin >= end => (end + size <= begin).then_some(end),
             _ if end + size <= RING_LEN => Some(end),
-            Some(first) if size > first => None,
+            Some(begin) if size > begin => None,
             _ => {
                 if RING_LEN - end >= skip_mark().len() {
                     self.segment.write(REQUESTS + end, &skip_mark());

@@ -15,7 +15,7 @@ use crate::sys::Blob;
 /// Bytes of a request's header.
 pub const REQUEST_HEADER: usize = 56;
 /// Where in it the count of its calls is: the host takes back calls by making it less.
-pub const COUNT_AT: usize = 48;
+const COUNT_AT: usize = 48;
 /// Bytes of a response's header.
 pub const RESPONSE_HEADER: usize = 32;
 /// Bytes of that of a plain value which is not long. There are many of those, and each byte of it has

@@ -10,14 +10,14 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState, next};
 use super::host::{open_file, ring};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU, INLINE_MAX, REQUESTS,
-    RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK, WORKER_ASLEEP,
-    WORKER_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK,
+    WORKER_ASLEEP, WORKER_CPU,
 };
 use super::parcel::Parcel;
 use super::record::{
-    Body, COUNT_AT, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader,
-    ResponseHeader, SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
+    Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader,
+    SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
 };
 use super::spin::{Places, Spin};
 use crate::sys::fault::{self, Step, reach};
@@ -59,8 +59,10 @@ pub enum Received {
 /// A request for several calls that is not done with.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
-    /// Where its header is.
-    start: usize,
+    /// The number of its first call.
+    first: u32,
+    /// How many calls it is for, unless the host takes back those that were not started.
+    count: u64,
     /// How many of its calls were started.
     started: u64,
 }
@@ -157,8 +159,8 @@ impl WorkerChannel {
         self.claimed = claim::next(self.claimed);
         if let Some(begun) = &mut self.begun {
             // The host may have taken back the rest, and handed out another request since.
-            let count = self.segment.u64(REQUESTS + begun.start + COUNT_AT).load(Ordering::Acquire);
-            if begun.started < count {
+            let cut = self.segment.u32(CUT_REQUEST).load(Ordering::Acquire);
+            if begun.started < begun.count && cut != begun.first | CUT {
                 begun.started += 1;
                 return Ok(Some(Received::Next));
             }
@@ -181,7 +183,8 @@ impl WorkerChannel {
                 Parsed::Skip => self.read_at = 0,
                 Parsed::Record(header) => {
                     if header.count > 1 {
-                        self.begun = Some(Begun { start: self.read_at, started: 1 });
+                        let (first, count) = (self.claimed, header.count);
+                        self.begun = Some(Begun { first, count, started: 1 });
                     }
                     return self.receive_record(&header).map(|request| Some(Received::Request(request)));
                 }
@@ -451,7 +454,7 @@ impl WorkerChannel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HostChannel, Ring};
+    use super::super::{Handed, HostChannel, Outgoing, Ring, Section};
     use super::*;
     use proptest::prelude::*;
 
@@ -535,6 +538,84 @@ mod tests {
                         prop_assert!(answers.is_empty());
                     }
                 }
+            }
+        }
+    }
+
+    /// What a run of calls turns up at the worker.
+    #[derive(Debug, Default)]
+    struct Runs {
+        next_task: u64,
+        /// Those that are handed out and not started.
+        handed: VecDeque<u64>,
+        /// The request that the worker has begun: its first task, calls, and how many were started.
+        begun: Option<(u64, u64, u64)>,
+        started: VecDeque<u64>,
+    }
+
+    impl Runs {
+        fn hand(&mut self, host: &mut HostChannel, count: u64, size: usize) {
+            let body = vec![7; size];
+            let sections = [&[], &[], &body[..]].map(Section::Bytes);
+            let task = self.next_task;
+            let request =
+                Outgoing { task, count: usize::try_from(count).unwrap(), function: 9, sections, plain: true };
+            if host.stage(&request).unwrap() {
+                assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                self.handed.extend(task..task + count);
+            }
+            self.next_task += count;
+        }
+
+        fn start(&mut self, worker: &mut WorkerChannel) {
+            let expected = self.handed.pop_front();
+            let task = match worker.try_receive().unwrap() {
+                Some(Received::Request(request)) => {
+                    self.begun = Some((request.task, request.count, 1));
+                    Some(request.task)
+                }
+                Some(Received::Next) => {
+                    let (first, count, started) = self.begun.as_mut().expect("a request was begun");
+                    assert!(*started < *count, "all of it was started");
+                    *started += 1;
+                    Some(*first + *started - 1)
+                }
+                None => None,
+            };
+            assert_eq!(expected, task);
+            self.started.extend(task);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+        /// However long the runs are, and whatever is taken back of them while the ring goes round, the
+        /// worker starts each call that is left, in their order, and no other.
+        #[test]
+        fn every_call_of_a_run_is_started_once_or_taken_back(
+            steps in prop::collection::vec((0u8..8, 1u64..9, 0usize..12_000), 1..600),
+        ) {
+            let (mut host, mut worker) = pair();
+            let mut runs = Runs::default();
+            for (step, count, size) in steps {
+                match step {
+                    0..=3 => runs.hand(&mut host, count, size),
+                    4..=6 => (0..count).for_each(|_| runs.start(&mut worker)),
+                    _ if count == 1 => {
+                        prop_assert_eq!(runs.handed.len(), host.revoke());
+                        runs.handed.clear();
+                    }
+                    _ => {}
+                }
+                // As a worker does: one at a time.
+                for task in std::mem::take(&mut runs.started) {
+                    prop_assert!(worker.send(ReplyKind::ReturnedPlain, task, b"x", sys::now()).unwrap());
+                    prop_assert_eq!(task, host.receive(task).unwrap().unwrap().task);
+                    host.acknowledge().unwrap();
+                }
+            }
+            while !runs.handed.is_empty() {
+                runs.start(&mut worker);
             }
         }
     }
