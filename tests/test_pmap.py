@@ -644,5 +644,7 @@ def test_runs_go_round_the_ring_many_times() -> None:
     """Each call of a run finds its own arguments, whatever the ring holds by then."""
     items = [(number, float(number), "x" * (number % 50)) for number in range(200_000)]
     for _ in range(2):
-        got = killer_pmap(lambda item: {"number": item[0], "text": item[2]}, items, cpus=2, timeout=60)
+        got = killer_pmap(
+            lambda item: {"number": item[0], "text": item[2]}, items, cpus=2, timeout=60
+        )
         assert got == [{"number": number, "text": text} for number, _, text in items]

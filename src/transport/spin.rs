@@ -116,13 +116,19 @@ impl Spin {
         if self.turns < self.turns_max || !self.is_beside(places) {
             return;
         }
-        // What the last move was good for tells when the next one is.
-        self.turns_max = if self.apart < TURNS { (2 * self.turns_max).min(TURNS_MAX) } else { TURNS };
-        (self.turns, self.apart, self.has_tried) = (0, 0, true);
+        (self.turns, self.has_tried) = (0, true);
         places.ours.store(MOVING, Ordering::Relaxed);
-        sys::step_aside();
+        if sys::step_aside() {
+            self.note_move();
+        }
         self.cpu = MOVING;
         self.is_beside(places);
+    }
+
+    /// What the last move was good for tells when the next one is.
+    fn note_move(&mut self) {
+        self.turns_max = if self.apart < TURNS { (2 * self.turns_max).min(TURNS_MAX) } else { TURNS };
+        self.apart = 0;
     }
 
     /// Looks until `found`, for a while; whether it was.
@@ -220,29 +226,38 @@ mod tests {
     }
 
     #[test]
-    fn a_move_that_is_in_vain_is_not_made_again_soon() {
+    fn a_move_that_was_in_vain_is_not_made_again_soon() {
+        let places = Places { ours: &AtomicU32::new(NO_CPU), theirs: &AtomicU32::new(NO_CPU) };
+        let mut spin = Spin::default();
+        spin.note_move();
+        assert_eq!(2 * TURNS, spin.turns_max, "nothing came of it yet");
+        spin.note_move();
+        assert_eq!(4 * TURNS, spin.turns_max);
+        (0..TURNS).for_each(|_| assert!(spin.until(places, || true)));
+        spin.note_move();
+        assert_eq!(TURNS, spin.turns_max, "the last one was worth it");
+        spin.note_move();
+        assert!(!spin.until(places, || false));
+        assert_eq!(TURNS, spin.turns_max, "the calls have stopped");
+    }
+
+    #[test]
+    fn who_shares_a_core_for_long_moves() {
         let (ours, theirs) = (AtomicU32::new(NO_CPU), AtomicU32::new(NO_CPU));
         let places = Places { ours: &ours, theirs: &theirs };
-        let mut spin = Spin::default();
-        // The other side is wherever we are.
-        let take_turns = |spin: &mut Spin, count| {
-            for _ in 0..count {
-                theirs.store(sys::current_cpu().map_or(NO_CPU, |cpu| cpu + 1), Ordering::Relaxed);
-                spin.until(places, || true);
-            }
-            theirs.store(sys::current_cpu().map_or(NO_CPU, |cpu| cpu + 1), Ordering::Relaxed);
-            spin.make_room(places);
-        };
-        take_turns(&mut spin, TURNS - 1);
-        assert_eq!(TURNS, spin.turns_max, "it has not moved yet");
+        let mut spin = Spin { turns: TURNS - 1, ..Spin::default() };
+        spin.make_room(places);
+        assert_eq!(TURNS - 1, spin.turns, "not yet");
         spin.turns = TURNS;
-        take_turns(&mut spin, 0);
+        spin.make_room(places);
+        assert_eq!(TURNS, spin.turns, "nobody is here");
+        // Wherever this thread is by now.
+        for cpu in 1..=u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap() {
+            theirs.store(cpu, Ordering::Relaxed);
+            spin.make_room(places);
+        }
         if sys::current_cpu().is_some() {
-            assert_eq!((2 * TURNS, 0), (spin.turns_max, spin.turns));
-            spin.apart = 1000;
-            spin.turns = 2 * TURNS;
-            take_turns(&mut spin, 0);
-            assert_eq!(TURNS, spin.turns_max);
+            assert_ne!(MOVING, ours.load(Ordering::Relaxed), "it says where it is afterwards");
         }
     }
 }
