@@ -45,19 +45,14 @@ impl Claim {
     }
 }
 
-/// Adds one to a count of 31 bits.
-pub fn next(count: u32) -> u32 {
-    more(count, 1)
+/// What the word has of a count.
+pub fn low(count: u64) -> u32 {
+    (count & MASK) as u32
 }
 
 /// Adds `count` to a count of 31 bits.
 pub fn more(to: u32, count: u32) -> u32 {
     to.wrapping_add(count) & 0x7fff_ffff
-}
-
-/// Takes `count` off a count of 31 bits.
-pub fn less(from: u32, count: u32) -> u32 {
-    from.wrapping_sub(count) & 0x7fff_ffff
 }
 
 /// Reads the word.
@@ -80,7 +75,7 @@ pub fn revoke(word: &AtomicU64) -> u32 {
 /// Worker: starts the next request, if there is one.
 #[must_use]
 pub fn claim(word: &AtomicU64) -> bool {
-    update(word, |claim| (claim.unclaimed() > 0).then(|| Claim { claimed: next(claim.claimed), ..claim }))
+    update(word, |claim| (claim.unclaimed() > 0).then(|| Claim { claimed: more(claim.claimed, 1), ..claim }))
         .is_some()
 }
 

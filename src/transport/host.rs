@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, CUT, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
     INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK,
     STACK_LEN, STUCK, WORKER_ASLEEP, WORKER_CPU,
 };
@@ -71,7 +71,7 @@ pub struct Outgoing<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
     /// The number of its first call, as the worker counts them.
-    first: u32,
+    first: u64,
     /// Where the worker reads on after the request before: this one is there, or at the ring's start.
     begin: usize,
     end: usize,
@@ -117,7 +117,7 @@ pub struct HostChannel {
     /// How many of the newest calls the worker has not been told of.
     staged: usize,
     /// How many calls were handed out, as the claim word should say.
-    handed: u32,
+    handed: u64,
     /// Where the last answered request ended, which is where the worker reads on.
     answered_end: usize,
     response_read: u64,
@@ -188,8 +188,7 @@ impl HostChannel {
             }
         }
         reach(Step::HostRequestWritten);
-        let first =
-            claim::next(claim::more(self.handed, u32::try_from(self.staged).expect("a ring holds fewer")));
+        let first = self.handed + self.staged as u64 + 1;
         self.outstanding.push_back(Outstanding {
             first,
             begin,
@@ -227,10 +226,10 @@ impl HostChannel {
         let count = u32::try_from(staged).expect("a ring holds fewer");
         let claim = claim::load(self.segment.u64(CLAIM));
         let before = self.calls - staged;
-        let handed = if claim.handed != self.handed || claim.unclaimed() as usize > before {
+        let handed = if claim.handed != claim::low(self.handed) || claim.unclaimed() as usize > before {
             Handed::Unsound
         } else if claim::hand(self.segment.u64(CLAIM), count) {
-            self.handed = claim::more(self.handed, count);
+            self.handed += u64::from(count);
             reach(Step::HostHanded);
             return Ok((Handed::Yes, self.wake_worker(|flag| flag != AWAKE)?));
         } else {
@@ -254,7 +253,7 @@ impl HostChannel {
             if count > 0 {
                 // The worker has begun this one, and is told by this to go on with the next one. Not in the
                 // request itself: its place may be somebody else's by the time the worker looks.
-                self.segment.u32(CUT_REQUEST).store(first | CUT, Ordering::Release);
+                self.segment.u64(CUT_REQUEST).store(first, Ordering::Release);
             }
             if answered == count {
                 self.outstanding.pop_back();
@@ -296,7 +295,7 @@ impl HostChannel {
     pub fn revoke(&mut self) -> usize {
         debug_assert_eq!(0, self.staged, "requests are staged");
         let revoked = claim::revoke(self.segment.u64(CLAIM));
-        self.handed = claim::less(self.handed, revoked);
+        self.handed = self.handed.saturating_sub(u64::from(revoked));
         // A worker that scribbled over the claim word cannot make us forget more than there is.
         self.forget(revoked as usize);
         revoked as usize

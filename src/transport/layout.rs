@@ -25,10 +25,8 @@ pub const DUMP_IS_LAST: usize = 80;
 /// Written by the host: on which processor it was, counted from one (u32).
 pub const HOST_CPU: usize = 84;
 /// Written by the host: the number of the first call of the request of which it has last taken back what was
-/// not started (u32), with `CUT` on top.
+/// not started (u64). Calls are counted from one on.
 pub const CUT_REQUEST: usize = 88;
-/// There is one.
-pub const CUT: u32 = 1 << 31;
 /// Written by the worker: whether it sleeps and wants to be rung (u32): `AWAKE`, `ASLEEP` until there is a
 /// request, or `STUCK`.
 pub const WORKER_ASLEEP: usize = 128;

@@ -10,7 +10,7 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState, next};
 use super::host::{open_file, ring};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, CUT, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
     INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK,
     WORKER_ASLEEP, WORKER_CPU,
 };
@@ -60,7 +60,7 @@ pub enum Received {
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     /// The number of its first call.
-    first: u32,
+    first: u64,
     /// How many calls it is for, unless the host takes back those that were not started.
     count: u64,
     /// How many of its calls were started.
@@ -87,7 +87,7 @@ pub struct WorkerChannel {
     file: OwnedFd,
     socket: OwnedFd,
     /// How many requests were started, as the claim word should say.
-    claimed: u32,
+    claimed: u64,
     begun: Option<Begun>,
     read_at: usize,
     written: u64,
@@ -146,23 +146,34 @@ impl WorkerChannel {
 
     /// Starts the next call, if there is one.
     pub fn try_receive(&mut self) -> Result<Option<Received>, Corrupt> {
+        Ok(if self.claim()? { Some(self.claimed_call()?) } else { None })
+    }
+
+    /// Makes the next call ours, if there is one.
+    fn claim(&mut self) -> Result<bool, Corrupt> {
         let claim = claim::load(self.segment.u64(CLAIM));
-        if claim.claimed != self.claimed || claim.unclaimed() as usize > RING_LEN {
+        if claim.claimed != claim::low(self.claimed) || claim.unclaimed() as usize > RING_LEN {
             return Err(Corrupt(format!(
                 "{} requests were started, and not {}",
                 self.claimed, claim.claimed
             )));
         }
         if claim.unclaimed() == 0 || !claim::claim(self.segment.u64(CLAIM)) {
-            return Ok(None);
+            return Ok(false);
         }
-        self.claimed = claim::next(self.claimed);
+        self.claimed += 1;
+        Ok(true)
+    }
+
+    /// Where that one is: in the request that was begun, or in the next one.
+    fn claimed_call(&mut self) -> Result<Received, Corrupt> {
         if let Some(begun) = &mut self.begun {
-            // The host may have taken back the rest, and handed out another request since.
-            let cut = self.segment.u32(CUT_REQUEST).load(Ordering::Acquire);
-            if begun.started < begun.count && cut != begun.first | CUT {
+            // The host may have taken back the rest, and handed out another request since, and by now it may
+            // have taken back the rest of that one, too.
+            let cut = self.segment.u64(CUT_REQUEST).load(Ordering::Acquire);
+            if begun.started < begun.count && cut < begun.first {
                 begun.started += 1;
-                return Ok(Some(Received::Next));
+                return Ok(Received::Next);
             }
             self.begun = None;
         }
@@ -186,7 +197,7 @@ impl WorkerChannel {
                         let (first, count) = (self.claimed, header.count);
                         self.begun = Some(Begun { first, count, started: 1 });
                     }
-                    return self.receive_record(&header).map(|request| Some(Received::Request(request)));
+                    return self.receive_record(&header).map(Received::Request);
                 }
             }
         }
@@ -218,7 +229,7 @@ impl WorkerChannel {
         if self.untold > 0 {
             self.wake_host(true)?;
         }
-        let (segment, claimed) = (self.segment, self.claimed);
+        let (segment, claimed) = (self.segment, claim::low(self.claimed));
         let places = self.places();
         let found = || claim::load(segment.u64(CLAIM)).handed != claimed;
         if !found() {
@@ -279,7 +290,7 @@ impl WorkerChannel {
 
     /// How many calls were made; the setup is none.
     pub fn served(&self) -> u32 {
-        self.claimed.wrapping_sub(1)
+        claim::low(self.claimed).wrapping_sub(1)
     }
 
     /// Ends the socket with the next response, as this process ends as soon as that is sent. Until the
@@ -567,23 +578,31 @@ mod tests {
             self.next_task += count;
         }
 
-        fn start(&mut self, worker: &mut WorkerChannel) {
+        /// Lets the worker start a call; whatever `meanwhile` does comes after it has claimed it.
+        fn start(&mut self, worker: &mut WorkerChannel, meanwhile: impl FnOnce(&mut Self)) {
             let expected = self.handed.pop_front();
-            let task = match worker.try_receive().unwrap() {
-                Some(Received::Request(request)) => {
+            assert_eq!(expected.is_some(), worker.claim().unwrap());
+            let Some(expected) = expected else { return };
+            meanwhile(self);
+            let task = match worker.claimed_call().unwrap() {
+                Received::Request(request) => {
                     self.begun = Some((request.task, request.count, 1));
-                    Some(request.task)
+                    request.task
                 }
-                Some(Received::Next) => {
+                Received::Next => {
                     let (first, count, started) = self.begun.as_mut().expect("a request was begun");
                     assert!(*started < *count, "all of it was started");
                     *started += 1;
-                    Some(*first + *started - 1)
+                    *first + *started - 1
                 }
-                None => None,
             };
             assert_eq!(expected, task);
-            self.started.extend(task);
+            self.started.push_back(task);
+        }
+
+        fn revoke(&mut self, host: &mut HostChannel) {
+            assert_eq!(self.handed.len(), host.revoke());
+            self.handed.clear();
         }
     }
 
@@ -600,11 +619,13 @@ mod tests {
             for (step, count, size) in steps {
                 match step {
                     0..=3 => runs.hand(&mut host, count, size),
-                    4..=6 => (0..count).for_each(|_| runs.start(&mut worker)),
-                    _ if count == 1 => {
-                        prop_assert_eq!(runs.handed.len(), host.revoke());
-                        runs.handed.clear();
+                    4 | 5 => (0..count).for_each(|_| runs.start(&mut worker, |_| {})),
+                    6 if count < 4 => {
+                        runs.revoke(&mut host);
+                        runs.hand(&mut host, count, size);
+                        runs.start(&mut worker, |runs| runs.revoke(&mut host));
                     }
+                    7 if count == 1 => runs.revoke(&mut host),
                     _ => {}
                 }
                 // As a worker does: one at a time.
@@ -615,7 +636,7 @@ mod tests {
                 }
             }
             while !runs.handed.is_empty() {
-                runs.start(&mut worker);
+                runs.start(&mut worker, |_| {});
             }
         }
     }
