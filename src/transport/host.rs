@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT, CUT_BEFORE, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
     INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK,
     STACK_LEN, STUCK, WORKER_ASLEEP, WORKER_CPU,
 };
@@ -70,8 +70,6 @@ pub struct Outgoing<'a> {
 /// A request in the ring that has not been answered.
 #[derive(Clone, Copy, Debug)]
 struct Outstanding {
-    /// The number of its first call, as the worker counts them.
-    first: u64,
     /// Where the worker reads on after the request before: this one is there, or at the ring's start.
     begin: usize,
     end: usize,
@@ -118,6 +116,8 @@ pub struct HostChannel {
     staged: usize,
     /// How many calls were handed out, as the claim word should say.
     handed: u64,
+    /// How many those were when calls were taken back the last time.
+    last_cut: u64,
     /// Where the last answered request ended, which is where the worker reads on.
     answered_end: usize,
     response_read: u64,
@@ -140,6 +140,7 @@ impl HostChannel {
             stray_files: 0,
             staged: 0,
             handed: 0,
+            last_cut: 0,
             answered_end: 0,
             response_read: 0,
             files_in: FilesIn::default(),
@@ -188,15 +189,7 @@ impl HostChannel {
             }
         }
         reach(Step::HostRequestWritten);
-        let first = self.handed + self.staged as u64 + 1;
-        self.outstanding.push_back(Outstanding {
-            first,
-            begin,
-            end: start + size,
-            files,
-            count,
-            answered: 0,
-        });
+        self.outstanding.push_back(Outstanding { begin, end: start + size, files, count, answered: 0 });
         self.calls += count;
         self.staged += count;
         Ok(true)
@@ -249,12 +242,7 @@ impl HostChannel {
             let back = left.min(request.count - request.answered);
             left -= back;
             request.count -= back;
-            let Outstanding { first, end, files, count, answered, .. } = *request;
-            if count > 0 {
-                // The worker has begun this one, and is told by this to go on with the next one. Not in the
-                // request itself: its place may be somebody else's by the time the worker looks.
-                self.segment.u64(CUT_REQUEST).store(first, Ordering::Release);
-            }
+            let Outstanding { end, files, count, answered, .. } = *request;
             if answered == count {
                 self.outstanding.pop_back();
                 self.stray_files += files;
@@ -296,9 +284,26 @@ impl HostChannel {
         debug_assert_eq!(0, self.staged, "requests are staged");
         let revoked = claim::revoke(self.segment.u64(CLAIM));
         self.handed = self.handed.saturating_sub(u64::from(revoked));
+        if revoked > 0 {
+            self.cut();
+        }
         // A worker that scribbled over the claim word cannot make us forget more than there is.
         self.forget(revoked as usize);
         revoked as usize
+    }
+
+    /// Says that what is handed out from now on is not what the worker finds next in the run that it has
+    /// begun.
+    ///
+    /// Not in the run's own record, whose place may be another one's by the time the worker looks. It goes by
+    /// the newest cut before the call that it has claimed. As long as it does not claim another one all cuts
+    /// after that are at the same place, so the last two that differ are enough.
+    fn cut(&mut self) {
+        if self.last_cut != self.handed {
+            self.segment.u64(CUT_BEFORE).store(self.last_cut, Ordering::Release);
+            self.segment.u64(CUT).store(self.handed, Ordering::Release);
+            self.last_cut = self.handed;
+        }
     }
 
     /// Stages and publishes one request; whether the worker has it.

@@ -24,9 +24,10 @@ pub const RESPONSE_READ: usize = 72;
 pub const DUMP_IS_LAST: usize = 80;
 /// Written by the host: on which processor it was, counted from one (u32).
 pub const HOST_CPU: usize = 84;
-/// Written by the host: the number of the first call of the request of which it has last taken back what was
-/// not started (u64). Calls are counted from one on.
-pub const CUT_REQUEST: usize = 88;
+/// Written by the host: how many calls it had handed out when it last took back what was not started (u64).
+pub const CUT: usize = 88;
+/// Written by the host: the same of the time before (u64).
+pub const CUT_BEFORE: usize = 96;
 /// Written by the worker: whether it sleeps and wants to be rung (u32): `AWAKE`, `ASLEEP` until there is a
 /// request, or `STUCK`.
 pub const WORKER_ASLEEP: usize = 128;

@@ -10,7 +10,7 @@ use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState, next};
 use super::host::{open_file, ring};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, CUT_REQUEST, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT, CUT_BEFORE, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
     INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK, STUCK,
     WORKER_ASLEEP, WORKER_CPU,
 };
@@ -168,9 +168,11 @@ impl WorkerChannel {
     /// Where that one is: in the request that was begun, or in the next one.
     fn claimed_call(&mut self) -> Result<Received, Corrupt> {
         if let Some(begun) = &mut self.begun {
-            // The host may have taken back the rest, and handed out another request since, and by now it may
-            // have taken back the rest of that one, too.
-            let cut = self.segment.u64(CUT_REQUEST).load(Ordering::Acquire);
+            // The host may have taken back the rest before it handed out this call. What it has taken back since
+            // does not matter here.
+            let last = self.segment.u64(CUT).load(Ordering::Acquire);
+            let is_before = last < self.claimed;
+            let cut = if is_before { last } else { self.segment.u64(CUT_BEFORE).load(Ordering::Acquire) };
             if begun.started < begun.count && cut < begun.first {
                 begun.started += 1;
                 return Ok(Received::Next);
@@ -639,6 +641,80 @@ mod tests {
                 runs.start(&mut worker, |_| {});
             }
         }
+    }
+
+    /// The same with both sides at work at the same time.
+    #[test]
+    fn runs_are_taken_back_from_a_worker_that_goes_on() {
+        const CALLS: u64 = 300_000;
+        let (mut host, mut worker) = pair();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut begun = (0, 0, 0);
+                loop {
+                    let task = match worker.try_receive().unwrap() {
+                        Some(Received::Request(request)) => {
+                            begun = (request.task, request.count, 1);
+                            request.task
+                        }
+                        Some(Received::Next) => {
+                            assert!(begun.2 < begun.1, "all of it was started: {begun:?}");
+                            begun.2 += 1;
+                            begun.0 + begun.2 - 1
+                        }
+                        None => {
+                            std::thread::yield_now();
+                            continue;
+                        }
+                    };
+                    assert!(worker.send(ReplyKind::ReturnedPlain, task, b"x", sys::now()).unwrap());
+                    if task == CALLS {
+                        return;
+                    }
+                }
+            });
+            // What was handed out and neither answered nor taken back.
+            let mut handed: VecDeque<u64> = VecDeque::new();
+            let (mut next, mut dice) = (0, 1u64);
+            while next < CALLS || !handed.is_empty() {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let roll = dice >> 33;
+                if next <= CALLS && roll % 4 != 0 {
+                    let count = (1 + roll % 40).min(CALLS + 1 - next);
+                    let body = vec![7; usize::try_from(count * (1 + roll % 60)).unwrap()];
+                    let sections = [&[], &[], &body[..]].map(Section::Bytes);
+                    let request = Outgoing {
+                        task: next,
+                        count: usize::try_from(count).unwrap(),
+                        function: 9,
+                        sections,
+                        plain: true,
+                    };
+                    if host.stage(&request).unwrap() {
+                        handed.extend(next..next + count);
+                        next += count;
+                    }
+                    if roll % 3 > 0 {
+                        assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                    }
+                } else if roll % 64 == 0 && next <= CALLS {
+                    assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                    for _ in 0..host.revoke() {
+                        next = handed.pop_back().unwrap();
+                    }
+                }
+                if next > CALLS {
+                    assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                }
+                while let Some(&expected) = handed.front()
+                    && let Some(reply) = host.receive(expected).unwrap()
+                {
+                    assert_eq!(expected, reply.task);
+                    handed.pop_front();
+                    host.acknowledge().unwrap();
+                }
+            }
+        });
     }
 
     /// They take up descriptors of the worker until it comes by.
