@@ -35,8 +35,8 @@ mod _core {
     #[pymodule_export]
     use super::python::{
         Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, PyLaunch, Roster, ServerCopy,
-        Surroundings, boot, decode_plain, ease_memory_limit, keep_at_most, keep_nothing, keep_open,
-        read_text,
+        Surroundings, Waker, boot, decode_plain, ease_memory_limit, keep_at_most, keep_nothing, keep_open,
+        read_text, wait_any,
     };
 
     #[pymodule_init]

@@ -17,11 +17,6 @@ def identity(x: Any) -> Any:
     return x
 
 
-async def later(x: Any) -> Any:
-    """Not supported yet."""
-    return x
-
-
 @pytest.fixture(autouse=True)
 def no_process_starts() -> Any:
     """The error comes before the first process."""
@@ -125,9 +120,9 @@ def test_map_option(options: dict[str, Any], error: type[Exception], match: str)
         killer_pmap(identity, [1], **options)
 
 
-@pytest.mark.parametrize("name", ["budget", "on_error", "cpus"])
+@pytest.mark.parametrize("name", ["budget", "on_error"])
 def test_call_does_not_take_options_of_map(name: str) -> None:
-    """A call has no budget, no items and no workers to share."""
+    """A call has no budget and no items."""
     with pytest.raises(TypeError, match=f"killer_call has no option '{name}'"):
         killer_call(identity, **{name: 1})
 
@@ -146,23 +141,6 @@ def test_number_instead_of_function() -> None:
     """`@killer_call(4)` was meant as a timeout."""
     with pytest.raises(TypeError, match="was timeout=4 meant"):
         killer_call(4)
-
-
-class LaterWhenCalled:
-    """Its instances are functions that are coroutines."""
-
-    async def __call__(self) -> int:
-        return 1
-
-
-def test_async_function() -> None:
-    """Not yet, and it says so."""
-    with pytest.raises(TypeError, match="async yet"):
-        killer_call(LaterWhenCalled())
-    with pytest.raises(TypeError, match="async yet"):
-        killer_call(later)
-    with pytest.raises(TypeError, match="async yet"):
-        killer_pmap(later, [1])
 
 
 @pytest.mark.parametrize("items", [3, None, identity])
@@ -214,10 +192,3 @@ def test_preload(names: tuple[Any, ...]) -> None:
     """Names of modules, and nothing else."""
     with pytest.raises((TypeError, ValueError), match="preload must be module names"):
         preload(*names)
-
-
-@pytest.mark.parametrize("name", ["submit", "aio"])
-def test_methods_to_come(name: str) -> None:
-    """They say that they are not there yet."""
-    with pytest.raises(AttributeError, match=f"does not have .{name}.. yet"):
-        getattr(killer_call(identity), name)

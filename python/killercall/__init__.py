@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         WorkerDied,
         WorkerStartError,
     )
+    from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
     from killercall._pmap import killer_pmap
 
@@ -48,6 +49,7 @@ _HOMES = {
     "DepthLimitExceeded": "_exceptions",
     "KillerError": "_exceptions",
     "KillerFunction": "_call",
+    "KillerFuture": "_futures",
     "MemoryLimitExceeded": "_exceptions",
     "SerializationError": "_exceptions",
     "TimeoutError": "_exceptions",
@@ -80,6 +82,7 @@ __all__ = [
     "DepthLimitExceeded",
     "KillerError",
     "KillerFunction",
+    "KillerFuture",
     "MemoryLimitExceeded",
     "SerializationError",
     "TimeoutError",

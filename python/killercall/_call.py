@@ -6,14 +6,24 @@ import functools
 import types
 
 from killercall import _core
-from killercall._host import HostJob, Plan, is_inline, value_of
-from killercall._options import CALL_OPTIONS, Options, check_timeout, update
+from killercall._cpus import default_workers
+from killercall._host import (
+    HostJob,
+    Plan,
+    is_async,
+    is_async_generator,
+    is_inline,
+    value_of,
+)
+from killercall._options import FUNCTION_OPTIONS, Options, check_timeout, update
 from killercall._payload import short_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Generic, ParamSpec, TypeVar, overload
+    from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+
+    from killercall._futures import KillerFuture, Lane
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -50,9 +60,14 @@ class KillerFunction(_Generic[P, R]):
         self._killercall_options = options
         self._killercall_caller: _core.Caller | None = None
         self._killercall_plan: Plan | None = None
+        self._killercall_is_async = is_async(function)
+        # Where submitted calls queue; methods of all instances share one.
+        self._killercall_lane: dict[str, Lane] = {}
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
+        if self._killercall_is_async:
+            return self.aio(*args, **kwargs)  # type: ignore[return-value]
         caller = self._killercall_caller
         answer: Any = NotImplemented if caller is None else caller.call(args, kwargs)
         kind = type(answer)
@@ -98,6 +113,101 @@ class KillerFunction(_Generic[P, R]):
         self._killercall_plan = plan if plan.is_watched else None
         return job
 
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> KillerFuture:
+        """
+        Calls the function in the background.
+
+        At most `cpus` of the calls that are submitted run at a time; the others wait in their
+        order, which does not count for their deadlines. Arguments are pickled before this returns.
+
+        Returns:
+            A `concurrent.futures.Future`. Its `cancel()` kills the call, also if it runs.
+
+        Raises:
+            RuntimeError: the interpreter is shutting down.
+
+            All else that a call may raise, the future raises.
+
+        Example:
+            >>> from killercall import killer_call
+            >>> square = killer_call(lambda x: x * x, timeout=5)
+            >>> futures = [square.submit(number) for number in range(3)]
+            >>> [future.result() for future in futures]
+            [0, 1, 4]
+        """
+        from killercall import _futures
+
+        if is_inline():
+            return _futures.completed(
+                lambda: run_inline(self.__wrapped__, args, kwargs, self._killercall_options)
+            )
+        options = self._killercall_options
+        if options.start_method == "fork":
+            # Its worker inherits the arguments as they are when it begins.
+            def prepare() -> HostJob:
+                return self._submit(args, kwargs)
+        else:
+            try:
+                job = self._submit(args, kwargs)
+            except (KeyboardInterrupt, RuntimeError):
+                raise
+            except BaseException as error:
+                failure = error
+                return _futures.completed(lambda: _raise(failure))
+
+            def prepare() -> HostJob:
+                return job
+
+        call = _futures.Call(
+            prepare,
+            self._settle,
+            has_deadline=options.timeout is not None,
+            gently=options.grace > 0,
+        )
+        return self._lane().submit(call)
+
+    async def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """
+        Calls the function and lets the event loop go on meanwhile.
+
+        As `submit`; where the awaiting task is cancelled, the call's worker is killed at once.
+
+        Example:
+            >>> import asyncio
+            >>> from killercall import killer_call
+            >>> square = killer_call(lambda x: x * x, timeout=5)
+            >>> asyncio.run(square.aio(3))
+            9
+        """
+        import asyncio
+
+        if is_inline() and self._killercall_is_async:
+            return await self.__wrapped__(*args, **kwargs)  # type: ignore[no-any-return, misc]
+        value: R = await asyncio.wrap_future(self.submit(*args, **kwargs))
+        return value
+
+    def _lane(self) -> Lane:
+        from killercall import _driver, _futures
+
+        lane = self._killercall_lane.get("lane")
+        if lane is None or lane.driver is not _driver.current():
+            # The first one, or one of the process that has forked this one.
+            limit = self._killercall_options.cpus or default_workers()
+            lane = self._killercall_lane["lane"] = _futures.Lane(limit)
+        return lane
+
+    def _settle(self, job: HostJob, outcome: _core.Outcome, future: KillerFuture) -> None:
+        if outcome.ending == "returned":
+            future.settle(lambda: job.value(outcome))
+            return
+        failure = job.failure(outcome)
+        on_timeout = self._killercall_options.on_timeout
+        if outcome.ending == "timed_out" and on_timeout != "raise":
+            instead = failure if on_timeout == "return" else self._killercall_options.default
+            future.settle(lambda: instead)
+        else:
+            future.settle_error(failure)
+
     def options(self, **options: Any) -> KillerFunction[P, R]:
         """
         A copy with other options; those not named stay.
@@ -109,7 +219,7 @@ class KillerFunction(_Generic[P, R]):
             9
         """
         checked = update(
-            self._killercall_options, options, allowed=CALL_OPTIONS, where="killer_call"
+            self._killercall_options, options, allowed=FUNCTION_OPTIONS, where="killer_call"
         )
         return KillerFunction(self.__wrapped__, checked)
 
@@ -120,7 +230,9 @@ class KillerFunction(_Generic[P, R]):
         bind = getattr(self.__wrapped__, "__get__", None)
         if bind is None:
             return self
-        return KillerFunction(bind(instance, owner), self._killercall_options)
+        bound = KillerFunction(bind(instance, owner), self._killercall_options)
+        bound._killercall_lane = self._killercall_lane
+        return bound
 
     def __reduce__(self) -> Any:
         """By its name where that leads here, so that its module's state is not copied."""
@@ -133,12 +245,6 @@ class KillerFunction(_Generic[P, R]):
         if found is self:
             return self.__qualname__
         return KillerFunction, (self.__wrapped__, self._killercall_options)
-
-    def __getattr__(self, name: str) -> Any:
-        """Says of what is to come that it is not there yet, instead of nothing."""
-        if name in {"submit", "aio"}:
-            raise AttributeError(f"a killer_call does not have .{name}() yet")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         """Names the function and its limit."""
@@ -178,11 +284,14 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
             ("cloudpickle", "dill", "pickle", or an object with dumps and loads), `initializer`,
             `initargs`, `preload` (module names), `env`, `cwd`, `max_memory` (bytes, or a text
             such as "2GiB", for the worker and all that it starts), `retries` (default 0),
-            `retry_on` (exception classes), `on_timeout` ("raise", "default", "return"), `default`.
+            `retry_on` (exception classes), `on_timeout` ("raise", "default", "return"), `default`,
+            `cpus` (how many submitted calls run at a time; as in `killer_pmap`).
 
     Returns:
-        The decorated function, with its name, signature and docstring. `.options(...)` returns a
-        copy with other options, `.__wrapped__` is the function itself.
+        The decorated function, with its name, signature and docstring. `.submit(...)` returns a
+        future, `.aio(...)` is awaitable, `.options(...)` returns a copy with other options,
+        `.__wrapped__` is the function itself. Calls of an `async def` function are awaitable, and
+        the coroutine runs in the worker.
 
     Raises:
         TypeError: a wrong type of argument, or an unknown option.
@@ -216,7 +325,9 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
         message = f"killer_call takes a function first, not {func!r}: was timeout={func!r} meant?"
         raise TypeError(message)
     seconds = check_timeout("timeout", timeout)
-    checked = update(Options(timeout=seconds), options, allowed=CALL_OPTIONS, where="killer_call")
+    checked = update(
+        Options(timeout=seconds), options, allowed=FUNCTION_OPTIONS, where="killer_call"
+    )
     if func is None:
         return functools.partial(_decorate, options=checked)
     return _decorate(func, checked)
@@ -226,7 +337,8 @@ def run_inline(function: Any, args: Any, kwargs: Any, options: Options) -> Any:
     """One call in this process, for `KILLERCALL_INLINE`: with retries, without a deadline."""
     for attempts_left in range(options.retries, -1, -1):
         try:
-            return function(*args, **kwargs)
+            value = function(*args, **kwargs)
+            return _run_coroutine(value) if isinstance(value, types.CoroutineType) else value
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -250,24 +362,19 @@ def check_function(function: Any) -> None:
         message = f"func must be callable, not {short_repr(function)} of type {kind}"
         raise TypeError(message)
     inner = function.__wrapped__ if isinstance(function, KillerFunction) else function
-    if any(map(_is_async, (inner, vars(type(inner)).get("__call__")))):
-        message = f"func must not be async yet: {short_repr(function)}"
+    if is_async_generator(inner):
+        message = f"func must not be an async generator function: {short_repr(function)}"
         raise TypeError(message)
 
 
-# In the flags of a code object: what `async def` has, with `yield` or without.
-_ASYNC = 0x80 | 0x200
+def _run_coroutine(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
 
 
-def _is_async(part: Any) -> bool:
-    """As `inspect` has it, without importing that."""
-    while isinstance(part, (functools.partial, types.MethodType)):
-        part = part.func if isinstance(part, functools.partial) else part.__func__
-    if hasattr(part, "_is_coroutine_mark"):
-        import inspect
-
-        return inspect.iscoroutinefunction(part)
-    return isinstance(part, types.FunctionType) and bool(part.__code__.co_flags & _ASYNC)
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 __all__ = ["KillerFunction", "check_function", "killer_call"]

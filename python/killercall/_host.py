@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import sys
+import types
 from _thread import allocate_lock
 
 from killercall import _captures, _context, _core, _forkserver, _payload, _stack
@@ -28,7 +29,6 @@ from killercall._exceptions import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pickle
-    import types
     from collections.abc import Sequence
     from typing import Any
 
@@ -117,12 +117,16 @@ def shutdown() -> None:
     """
     Ends all shared workers and the forkserver, and waits until nothing is left of them.
 
-    The next call starts new ones. Calls that are running in other threads end with `WorkerDied`.
+    The next call starts new ones. Calls that are running in other threads end with `WorkerDied`;
+    futures of calls that have not ended are cancelled.
 
     Example:
         >>> import killercall
         >>> killercall.shutdown()
     """
+    driver = sys.modules.get("killercall._driver")
+    if driver is not None:
+        driver.stop()
     _shared.roster.shutdown()
     # Their workers are gone, so what was kept for the next call is of no use.
     _shared.interner.forget_large()
@@ -191,6 +195,34 @@ def name_of(function: Any) -> str:
         function = function.func
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) else type(function).__name__
+
+
+# In the flags of a code object: what `async def` has, without `yield` and with it.
+_COROUTINE = 0x80
+_ASYNC_GENERATOR = 0x200
+
+
+def is_async(function: Any) -> bool:
+    """Whether a call of it returns a coroutine."""
+    return _has_flags(function, _COROUTINE) or _has_flags(
+        vars(type(function)).get("__call__"), _COROUTINE
+    )
+
+
+def is_async_generator(function: Any) -> bool:
+    """Whether a call of it returns an asynchronous generator."""
+    return _has_flags(function, _ASYNC_GENERATOR)
+
+
+def _has_flags(part: Any, flags: int) -> bool:
+    """As `inspect` has it, without importing that."""
+    while isinstance(part, (functools.partial, types.MethodType)):
+        part = part.func if isinstance(part, functools.partial) else part.__func__
+    if flags == _COROUTINE and hasattr(part, "_is_coroutine_mark"):
+        import inspect
+
+        return inspect.iscoroutinefunction(part)
+    return isinstance(part, types.FunctionType) and bool(part.__code__.co_flags & flags)
 
 
 def check_depth() -> None:
@@ -275,6 +307,14 @@ class HostJob:
                     # error would be noise. Threads end quietly on this.
                     raise SystemExit
         return outcomes
+
+    def take(self) -> list[_core.Outcome]:
+        """What has ended since the last time, without waiting."""
+        return self._job.take()
+
+    def cancel(self, *, gently: bool) -> None:
+        """Ends what is unfinished; does not wait until it is dead."""
+        self._job.cancel(gently)
 
     def shortage(self) -> tuple[int, str] | None:
         """How many workers the system allowed and why, if those were fewer than asked for."""
@@ -498,6 +538,7 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
         options.grace > 0,
         options.retry_on,
         options.calls_per_worker,
+        is_async(function),
     )
     interner = _shared.interner
     if options.start_method == "fork":

@@ -64,6 +64,7 @@ class Options:
     on_error: str = "raise"
     budget: float | None = None
     max_memory: int | None = None
+    cpus: int | None = None
 
     def __init__(self, **values: Any) -> None:
         vars(self).update(values)
@@ -84,6 +85,7 @@ CALL_OPTIONS = frozenset({
     "default", "cwd", "env", "grace", "initargs", "initializer", "max_memory", "on_timeout",
     "preload", "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
 })  # fmt: skip
+FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
 
 
@@ -326,8 +328,13 @@ def _check_default(_name: str, value: Any) -> Any:
     return value
 
 
+def _check_cpus(name: str, value: Any) -> int | None:
+    return None if value is None else check_count(name, value, 1)
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "budget": check_timeout,
+    "cpus": _check_cpus,
     "cwd": _check_cwd,
     "default": _check_default,
     "env": _check_env,

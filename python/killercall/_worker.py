@@ -99,6 +99,7 @@ class _Function:
         grace: bool,  # ruff: ignore[boolean-type-hint-positional-argument] - one of many, from one caller
         retry_on: tuple[type[BaseException], ...],
         most_calls: int | None,
+        is_async: bool,  # ruff: ignore[boolean-type-hint-positional-argument]
     ) -> None:
         self.function = function
         self.name = name
@@ -107,6 +108,8 @@ class _Function:
         self.retry_on = retry_on
         # How many calls a worker may serve that has served this function.
         self.most_calls = most_calls
+        # Whether a call returns a coroutine, which has to be run.
+        self.is_async = is_async
 
 
 class _Worker:
@@ -261,7 +264,7 @@ class _Worker:
         with contextlib.suppress(MemoryError):  # The call will tell, if it comes to that.
             function = types.FunctionType(_rehearsed.__code__, vars(sys.modules["__main__"]))
             function.__module__ = "__main__"
-            described = theirs.dumps((function, "rehearsed", None, False, (), None))
+            described = theirs.dumps((function, "rehearsed", None, False, (), None, False))
             known = _Function(*_payload.loads(self._serializer, described))
             self._arm(known)
             value = self._call(known, theirs.dumps(((0,), {})), plain=False)
@@ -328,7 +331,7 @@ class _Worker:
         except BaseException as error:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
-        if not known.grace and known.most_calls is None:
+        if not known.grace and known.most_calls is None and not known.is_async:
             self._channel.know(number, known.function)
 
     def _call(self, known: _Function, pickled: bytes | _core.Arrived, *, plain: bool) -> Any:
@@ -346,6 +349,10 @@ class _Worker:
         self._running = known
         try:
             value = known.function(*args, **kwargs)
+            if known.is_async:
+                import asyncio
+
+                value = asyncio.run(value)
         except BaseException:
             self._raised = True
             raise

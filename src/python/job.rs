@@ -1,5 +1,6 @@
 //! Rosters and jobs: the host's side.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -76,6 +77,11 @@ impl Roster {
     /// Asks the forkserver to import modules before it forks further workers.
     fn preload(&self, py: Python<'_>, launch: &PyLaunch, modules: &str) -> PyResult<()> {
         Ok(detached(py, || self.0.preload(&launch.0, modules))??)
+    }
+
+    /// Ends the workers of one kind that wait, which nobody will ask for again.
+    fn discard(&self, py: Python<'_>, key: u64) {
+        py.detach(|| self.0.discard(key));
     }
 
     /// Ends the forkserver and all its workers, and waits until nothing is left of them.
@@ -498,6 +504,32 @@ impl Job {
         Ok((placed, others))
     }
 
+    /// What has ended since the last time, without waiting.
+    fn take(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        let bulk = driver.values();
+        let mut outcomes = Vec::with_capacity(bulk.items.len());
+        let mut start = 0;
+        for (task, _, end) in bulk.items.drain(..) {
+            let body = Body::Inline(bulk.bytes[start..end].into());
+            outcomes.push(Outcome::returned(py, task, body, true)?);
+            start = end;
+        }
+        bulk.bytes.clear();
+        for outcome in driver.take_done() {
+            outcomes.push(to_python(py, outcome)?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Ends what is unfinished, with its grace period if `gently`. Does not wait until it is dead.
+    fn cancel(&self, py: Python<'_>, gently: bool) -> PyResult<()> {
+        let mut guard = self.driver()?;
+        let driver: &mut Driver = &mut guard;
+        detached(py, || driver.cancel_all(gently))
+    }
+
     /// How many workers the system allows, if those are fewer than were asked for.
     fn reduced_to(&self) -> PyResult<Option<usize>> {
         Ok(self.driver()?.reduced_to())
@@ -554,4 +586,44 @@ impl Job {
             StartError::Slow => ("a worker was not set up in time".into(), None, None, None, None),
         }))
     }
+}
+
+/// Ends a wait from another thread.
+#[pyclass(frozen, module = "killercall._core")]
+#[derive(Debug)]
+pub struct Waker {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+#[pymethods]
+impl Waker {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let (reader, writer) = sys::pipe()?;
+        Ok(Self { reader, writer })
+    }
+
+    /// Ends the wait that goes on, or the next one.
+    fn wake(&self) -> PyResult<()> {
+        match sys::send_all(self.writer.as_fd(), b"w") {
+            // As many as fit have been said already.
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Waits until something has ended in any of these jobs, the waker is told to, or so many seconds have passed.
+/// Returns the places of those jobs from which something can be taken.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "that is how Python's lists come")]
+pub fn wait_any(py: Python<'_>, jobs: Vec<Py<Job>>, waker: &Waker, limit: f64) -> PyResult<Vec<usize>> {
+    let limit = seconds(limit)?;
+    let mut guards = jobs.iter().map(|job| job.get().driver()).collect::<PyResult<Vec<_>>>()?;
+    let mut drivers: Vec<&mut Driver> = guards.iter_mut().map(|guard| &mut **guard).collect();
+    detached(py, || supervisor::wait_any(&mut drivers, waker.reader.as_fd(), limit))??;
+    let mut bytes = [0; 64];
+    while sys::read_pipe(waker.reader.as_fd(), &mut bytes)?.is_some_and(|read| read > 0) {}
+    Ok((0..drivers.len()).filter(|&at| drivers[at].has_done()).collect())
 }

@@ -13,7 +13,7 @@ mod watches;
 
 pub use buffers::Memory;
 pub use channel::Channel;
-pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster};
+pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster, Waker, wait_any};
 pub use logging::install as install_logging;
 pub use parcel::{Arrived, Parcel, keep_at_most, keep_nothing};
 pub use plain::decode_plain;

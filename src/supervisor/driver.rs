@@ -4,6 +4,7 @@
 //! notice pipes of its workers and the nearest deadline.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -221,12 +222,17 @@ impl Driver {
         self.feed(Event::CancelledAll { gently });
     }
 
+    /// Whether something has ended that nobody has taken.
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty() || !self.values.items.is_empty()
+    }
+
     /// Waits until something has ended, a signal handler ran, or `slice` has passed.
     pub fn wait(&mut self, slice: Duration) -> Result<Wait, Error> {
         let end = sys::now() + slice;
         loop {
             self.pump();
-            if !self.done.is_empty() || !self.values.items.is_empty() || self.unfinished() == 0 {
+            if self.has_done() || self.unfinished() == 0 {
                 return Ok(Wait::Done);
             }
             if sys::now() >= end {
@@ -275,6 +281,19 @@ impl Driver {
 
     /// Waits for any of the workers, the nearest deadline, or `end`.
     fn sleep(&mut self, end: Moment) -> Result<Woken, Error> {
+        let Some(until) = self.lie_down(end) else { return Ok(Woken::Ready) };
+        let mut interests: SmallVec<[Interest<'_>; 4]> = self.interests().map(Interest::new).collect();
+        let slice = until.since(sys::now()).max(Duration::from_millis(1));
+        let woken = sys::wait(&mut interests, Some(until), slice).map_err(Error::system("wait"))?;
+        let ready: SmallVec<[bool; 4]> = interests.iter().map(|interest| interest.ready).collect();
+        drop(interests);
+        self.get_up(&mut ready.into_iter());
+        Ok(woken)
+    }
+
+    /// Has the workers ring from now on. Until when to sleep, `end` at most; `None` if there is something to
+    /// do first, and they need not ring.
+    fn lie_down(&mut self, end: Moment) -> Option<Moment> {
         let mut may_sleep = true;
         for crew in &mut self.crew {
             may_sleep &= crew.worker.channel.prepare_sleep(self.ring);
@@ -284,22 +303,24 @@ impl Driver {
             for crew in &self.crew {
                 crew.worker.channel.stay_awake();
             }
-            return Ok(Woken::Ready);
+            return None;
         }
         // With something to do there is only a look at the rest, such as who has died.
         let end = if may_sleep { end } else { now };
-        let until = self.job.due().into_iter().chain([end]).min();
-        let mut interests: SmallVec<[Interest<'_>; 4]> = SmallVec::new();
-        for crew in &self.crew {
+        self.job.due().into_iter().chain([end]).min()
+    }
+
+    /// What to wait for meanwhile.
+    fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.crew.iter().flat_map(|crew| {
             let (socket, notice) = crew.worker.interests();
-            interests.extend(socket.into_iter().chain([notice]).map(Interest::new));
-        }
-        let slice = end.since(now).max(Duration::from_millis(1));
-        let woken = sys::wait(&mut interests, until, slice).map_err(Error::system("wait"))?;
+            socket.into_iter().chain([notice])
+        })
+    }
+
+    /// Takes note of which of those are ready, and has nobody ring any more.
+    fn get_up(&mut self, ready: &mut impl Iterator<Item = bool>) {
         self.looked_at = sys::now();
-        let ready: SmallVec<[bool; 4]> = interests.iter().map(|interest| interest.ready).collect();
-        drop(interests);
-        let mut ready = ready.into_iter();
         for at in 0..self.crew.len() {
             let worker = &mut self.crew[at].worker;
             let mut is_ready = || ready.next().unwrap_or(true);
@@ -317,7 +338,6 @@ impl Driver {
                 self.events.push_back(event);
             }
         }
-        Ok(woken)
     }
 
     /// Reads all that there is to read, then lets time pass: so what is finished is never taken
@@ -703,6 +723,37 @@ impl Driver {
             attempts,
             trouble,
         });
+    }
+}
+
+/// Waits until something has ended in any of these jobs, `bell` can be read, or `slice` has passed.
+pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Duration) -> Result<(), Error> {
+    let end = sys::now() + slice;
+    loop {
+        for driver in &mut *drivers {
+            driver.pump();
+        }
+        let now = sys::now();
+        if drivers.iter().any(|driver| driver.has_done()) || now >= end {
+            return Ok(());
+        }
+        let until = drivers.iter_mut().map(|driver| driver.lie_down(end).unwrap_or(now)).chain([end]).min();
+        let fds = drivers.iter().flat_map(|driver| driver.interests());
+        let mut interests: SmallVec<[Interest<'_>; 8]> =
+            [bell].into_iter().chain(fds).map(Interest::new).collect();
+        let slice = until.map_or(slice, |until| until.since(sys::now())).max(Duration::from_millis(1));
+        let waited = sys::wait(&mut interests, until, slice);
+        let ready: SmallVec<[bool; 8]> = interests.iter().map(|interest| interest.ready).collect();
+        drop(interests);
+        let mut ready = ready.into_iter();
+        let is_rung = ready.next().unwrap_or(true);
+        for driver in &mut *drivers {
+            driver.get_up(&mut ready);
+        }
+        waited.map_err(Error::system("wait"))?;
+        if is_rung {
+            return Ok(());
+        }
     }
 }
 

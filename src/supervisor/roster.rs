@@ -765,6 +765,14 @@ impl Roster {
         }
     }
 
+    /// Ends those of one kind that wait, which nobody will ask for again.
+    pub fn discard(&self, key: u64) {
+        let found = self.idle_workers().remove(&key);
+        for worker in found.into_iter().flat_map(|kind| kind.waiting) {
+            worker.kill();
+        }
+    }
+
     /// How many workers wait.
     pub fn idle(&self) -> usize {
         self.idle_workers().values().map(|kind| kind.waiting.len()).sum()

@@ -1,0 +1,238 @@
+"""
+The thread that drives what has no waiting caller: futures, streams, pools and actors.
+
+There is one at most, from the first need on until nothing has been left to do for a while. Whatever
+it drives belongs to it alone: other threads leave it an action, and it wakes up to perform that. So
+nothing here is locked while user code may run, and nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import threading
+import weakref
+from _thread import RLock
+
+from killercall import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from killercall._host import HostJob
+
+# Seconds without anything to do after which the thread ends: a process that forks later should
+# have no thread that it does not need.
+_LINGER = 5.0
+_LONG = 3600.0
+
+
+class Run:
+    """
+    A job that the driver waits for. All methods are for the driver's thread.
+
+    Attributes:
+        job: the job; begun before the run is added.
+        has_deadline: whether the end of the interpreter waits for it.
+    """
+
+    job: HostJob
+    has_deadline: bool = True
+
+    def on_done(self, outcomes: list[_core.Outcome]) -> None:
+        """Takes what has ended."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """The driver cannot go on with it."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Kills what runs."""
+        self.job.cancel(gently=False)
+
+
+class Queue:
+    """What waits to be driven. All methods are for the driver's thread."""
+
+    def drop(self, *, only_endless: bool) -> None:
+        """Cancels what has not begun: all of it, or what has no deadline."""
+        raise NotImplementedError
+
+
+class Driver:
+    """The thread, and what it drives."""
+
+    def __init__(self) -> None:
+        # As long as there is a thread that it might wake.
+        self._waker: _core.Waker | None = None
+        self._inbox: collections.deque[Callable[[], None]] = collections.deque()
+        self._runs: list[Run] = []
+        # Reentrant: a finalizer may leave an action while this thread leaves one.
+        self._lock = RLock()
+        self._thread: threading.Thread | None = None
+        self._is_exiting = False
+        self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+        # Those who wait until nothing is driven any more, after which the thread ends.
+        self._stopping: list[threading.Event] = []
+
+    def tell(self, action: Callable[[], None]) -> None:
+        """Has the thread perform an action. Any thread may call this."""
+        with self._lock:
+            self._inbox.append(action)
+            if self._thread is None or self._waker is None:
+                self._waker = _core.Waker()
+                self._thread = threading.Thread(
+                    target=self._loop, args=(self._waker,), name="killercall", daemon=True
+                )
+                self._thread.start()
+            self._waker.wake()
+
+    def check_open(self) -> None:
+        """Raises `RuntimeError` when it is too late for anything new."""
+        if self._is_exiting:
+            message = "cannot submit a call: the interpreter is shutting down"
+            raise RuntimeError(message)
+
+    def is_current(self) -> bool:
+        """Whether the calling thread is the driver's own."""
+        return threading.current_thread() is self._thread
+
+    def add(self, run: Run) -> None:
+        """Begins to wait for a run. For the driver's thread."""
+        self._runs.append(run)
+
+    def remove(self, run: Run) -> None:
+        """Waits for a run no more, if it did. For the driver's thread."""
+        if run in self._runs:
+            self._runs.remove(run)
+
+    def know(self, queue: Queue) -> None:
+        """Takes note of what waits elsewhere to be driven. For the driver's thread."""
+        self._queues.add(queue)
+
+    def _loop(self, waker: _core.Waker) -> None:
+        while True:
+            while self._inbox:
+                self._perform(self._inbox.popleft())
+            if self._runs:
+                self._wait(waker)
+            elif (self._is_exiting or self._stopping or not self._linger(waker)) and self._leave():
+                return
+
+    def _leave(self) -> bool:
+        """Lets the thread end, unless somebody has left an action."""
+        with self._lock:
+            if self._inbox:
+                return False
+            self._thread = self._waker = None
+            for stopped in self._stopping:
+                stopped.set()
+            self._stopping.clear()
+            return True
+
+    def _wait(self, waker: _core.Waker) -> None:
+        runs = list(self._runs)
+        try:
+            places = _core.wait_any([run.job.scope for run in runs], waker, _LONG)
+        except BaseException as error:
+            self._runs.clear()
+            for run in runs:
+                self._perform(functools.partial(run.fail, error))
+            return
+        for run in (runs[place] for place in places):
+            if run in self._runs:
+                self._perform(functools.partial(_take, run))
+
+    def _linger(self, waker: _core.Waker) -> bool:
+        """Whether there is something to do, after a wait for it."""
+        _core.wait_any([], waker, _LINGER)
+        return bool(self._inbox)
+
+    @staticmethod
+    def _perform(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException:
+            # Not the end of all that is driven here.
+            import logging
+
+            logging.getLogger("killercall").exception("an action of the driver failed")
+
+    def finish(self) -> None:
+        """At the end of the interpreter: waits for what has a deadline, kills the rest."""
+        thread = self._thread
+        if thread is None or self._is_exiting:
+            self._is_exiting = True
+            return
+        self.tell(self._begin_exit)
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            self.tell(self._kill_all)
+            thread.join()
+
+    def _begin_exit(self) -> None:
+        self._is_exiting = True
+        self._end(only_endless=True)
+
+    def _kill_all(self) -> None:
+        self._end(only_endless=False)
+
+    def _end(self, *, only_endless: bool) -> None:
+        for queue in list(self._queues):
+            queue.drop(only_endless=only_endless)
+        for run in list(self._runs):
+            if not (only_endless and run.has_deadline):
+                run.end()
+
+    def stop(self) -> None:
+        """Ends all that is driven, and the thread. Does nothing in the driver's own thread."""
+        if self._thread is None or self.is_current():
+            return
+        stopped = threading.Event()
+
+        def begin() -> None:
+            self._stopping.append(stopped)
+            self._kill_all()
+
+        self.tell(begin)
+        stopped.wait()
+
+
+def _take(run: Run) -> None:
+    run.on_done(run.job.take())
+
+
+_current: Driver | None = None
+_lock = RLock()
+
+
+def current() -> Driver:
+    """The driver of this process."""
+    global _current  # ruff: ignore[global-statement] - one per process, like what it describes
+    with _lock:
+        if _current is None:
+            _current = Driver()
+            # Before the interpreter waits for its threads; `concurrent.futures` does the same.
+            threading._register_atexit(_current.finish)  # type: ignore[attr-defined]
+        return _current
+
+
+def stop() -> None:
+    """Ends all that is driven in this process."""
+    if _current is not None:
+        _current.stop()
+
+
+def _start_anew() -> None:
+    global _current, _lock  # ruff: ignore[global-statement] - one per process, like what it describes
+    _current = None
+    _lock = RLock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+__all__ = ["Driver", "Run", "current", "stop"]

@@ -1,0 +1,265 @@
+"""
+Futures of calls, and lanes: calls of which at most so many run at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+from concurrent.futures import Future, InvalidStateError
+
+from killercall import _driver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from killercall import _core
+    from killercall._host import HostJob
+
+
+class _Value:
+    """A value that has to be unpickled, by whoever asks for it first: that is the user's code."""
+
+    def __init__(self, unpickle: Callable[[], Any]) -> None:
+        self._unpickle: Callable[[], Any] | None = unpickle
+        self._lock = threading.RLock()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def get(self) -> Any:
+        with self._lock:
+            if self._unpickle is not None:
+                try:
+                    self._value = self._unpickle()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    self._error = error
+                self._unpickle = None
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class KillerFuture(Future):  # type: ignore[type-arg]
+    """
+    The future of a call in a worker process. Made by `submit`.
+
+    As `concurrent.futures.Future`, but a call that runs can be cancelled: its worker is killed,
+    with all that it has started. Callbacks run in a thread of ours, and should be quick.
+
+    Example:
+        >>> import time
+        >>> from killercall import killer_call
+        >>> future = killer_call(time.sleep, timeout=60).submit(30)
+        >>> future.cancel()
+        True
+        >>> future.cancelled()
+        True
+    """
+
+    _call: Call | None = None
+
+    def __repr__(self) -> str:
+        """Says how far it is; not what it has, which may have to be unpickled."""
+        return f"<{type(self).__name__} at {id(self):#x} state={self._state.lower()}>"
+
+    def cancel(self) -> bool:
+        """
+        Cancels the call, also one that runs; False if it has ended.
+
+        Does not wait until the worker is dead, which takes milliseconds.
+        """
+        if not super().cancel():
+            with self._condition:
+                if self._state != "RUNNING":
+                    return False
+                self._state = "CANCELLED"
+                self._condition.notify_all()
+            self._invoke_callbacks()  # type: ignore[attr-defined]
+        if self._call is not None:
+            self._call.stop()
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value of the call, or what it raised; waits for at most `timeout` seconds."""
+        value = super().result(timeout)
+        return value.get() if isinstance(value, _Value) else value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, None if it returned; waits for at most `timeout` seconds."""
+        error = super().exception(timeout)
+        if error is None and isinstance(self._result, _Value):
+            try:
+                self._result.get()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as unpickling:
+                return unpickling
+        return error
+
+    def settle(self, value: Callable[[], Any]) -> None:
+        """It has a value, which is found out when it is asked for."""
+        with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
+            self.set_result(_Value(value))
+
+    def settle_error(self, error: BaseException) -> None:
+        """It has failed."""
+        with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
+            self.set_exception(error)
+
+
+class Lane(_driver.Queue):
+    """Calls of which at most so many run at a time, in the order in which they came."""
+
+    def __init__(self, limit: int) -> None:
+        self.driver = _driver.current()
+        self._limit = limit
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._running: set[Call] = set()
+
+    def submit(self, call: Call) -> KillerFuture:
+        """Adds a call. Any thread may call this."""
+        self.driver.check_open()
+        call.lane = self
+        self.driver.tell(lambda: self._enter(call))
+        return call.future
+
+    def tell(self, action: Callable[[], None]) -> None:
+        """Has the driver perform an action."""
+        self.driver.tell(action)
+
+    def _enter(self, call: Call) -> None:
+        self.driver.know(self)
+        self._waiting.append(call)
+        self.advance()
+
+    def advance(self) -> None:
+        """Begins what may begin. For the driver's thread, as all below."""
+        while self._waiting and len(self._running) < self._limit:
+            call = self._waiting.popleft()
+            self._running.add(call)
+            if not call.begin():
+                self._running.discard(call)
+
+    def leave(self, call: Call) -> None:
+        """A call has ended."""
+        self._running.discard(call)
+        self.advance()
+
+    def withdraw(self, call: Call) -> bool:
+        """Takes out a call that has not begun; whether it was there."""
+        if call not in self._waiting:
+            return False
+        self._waiting.remove(call)
+        return True
+
+    def drop(self, *, only_endless: bool) -> None:
+        """Cancels what has not begun."""
+        for call in list(self._waiting):
+            if not (only_endless and call.has_deadline):
+                call.future.cancel()
+                self.withdraw(call)
+                call.future.set_running_or_notify_cancel()
+
+    def is_empty(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._waiting and not self._running
+
+
+class Call(_driver.Run):
+    """
+    One call of a lane.
+
+    Attributes:
+        future: its future.
+        lane: where it waits and runs.
+    """
+
+    lane: Lane
+
+    def __init__(
+        self,
+        prepare: Callable[[], HostJob],
+        finish: Callable[[HostJob, _core.Outcome, KillerFuture], None],
+        *,
+        has_deadline: bool,
+        gently: bool,
+    ) -> None:
+        """`prepare` makes the job with its one task, `finish` settles the future by the outcome."""
+        self.future = KillerFuture()
+        self.future._call = self
+        self.has_deadline = has_deadline
+        self._prepare = prepare
+        self._finish = finish
+        self._gently = gently
+        self._has_begun = False
+
+    def begin(self) -> bool:
+        """Begins it, unless it is cancelled."""
+        if self.future.cancelled() or not self.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self.job = self._prepare()
+        except BaseException as error:
+            self.future.settle_error(error)
+            return False
+        self._has_begun = True
+        self.lane.driver.add(self)
+        return True
+
+    def stop(self) -> None:
+        """Its future was cancelled. Any thread may call this."""
+        self.lane.tell(self._stop)
+
+    def _stop(self) -> None:
+        if self._has_begun:
+            self.job.cancel(gently=self._gently)
+        else:
+            self.lane.withdraw(self)
+        if self.future._state == "CANCELLED":
+            # Those who wait for several futures are told only by this.
+            self.future.set_running_or_notify_cancel()
+
+    def end(self) -> None:
+        """Kills it; its future is cancelled."""
+        self.future.cancel()
+
+    def on_done(self, outcomes: list[_core.Outcome]) -> None:
+        """It has ended."""
+        self.lane.driver.remove(self)
+        try:
+            with self.job.scope:
+                if not self.future.cancelled():
+                    self._finish(self.job, outcomes[0], self.future)
+        except BaseException as error:
+            self.future.settle_error(error)
+        self.lane.leave(self)
+
+    def fail(self, error: BaseException) -> None:
+        """The driver cannot go on with it."""
+        self.lane.driver.remove(self)
+        try:
+            with self.job.scope:
+                self.future.settle_error(error)
+        finally:
+            self.lane.leave(self)
+
+
+def completed(run: Callable[[], Any]) -> KillerFuture:
+    """The future of a call that is made right here."""
+    future = KillerFuture()
+    future.set_running_or_notify_cancel()
+    try:
+        future.set_result(run())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        future.set_exception(error)
+    return future
+
+
+__all__ = ["Call", "KillerFuture", "Lane", "completed"]
