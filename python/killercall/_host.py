@@ -204,6 +204,7 @@ _ASYNC_GENERATOR = 0x200
 
 def is_async(function: Any) -> bool:
     """Whether a call of it returns a coroutine."""
+    function = _innermost(function)
     return _has_flags(function, _COROUTINE) or _has_flags(
         vars(type(function)).get("__call__"), _COROUTINE
     )
@@ -211,13 +212,17 @@ def is_async(function: Any) -> bool:
 
 def is_async_generator(function: Any) -> bool:
     """Whether a call of it returns an asynchronous generator."""
-    return _has_flags(function, _ASYNC_GENERATOR)
+    return _has_flags(_innermost(function), _ASYNC_GENERATOR)
+
+
+def _innermost(function: Any) -> Any:
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function
 
 
 def _has_flags(part: Any, flags: int) -> bool:
     """As `inspect` has it, without importing that."""
-    while isinstance(part, (functools.partial, types.MethodType)):
-        part = part.func if isinstance(part, functools.partial) else part.__func__
     if flags == _COROUTINE and hasattr(part, "_is_coroutine_mark"):
         import inspect
 
