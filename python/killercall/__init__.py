@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
+    from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
 
 # Imported at first use: forkserver and workers, which never use them, would carry the host's side
@@ -57,6 +58,7 @@ _HOMES = {
     "WorkerStartError": "_exceptions",
     "__version__": "_core",
     "killer_call": "_call",
+    "killer_pipeline": "_pipeline",
     "killer_pmap": "_pmap",
     "preload": "_host",
     "shutdown": "_host",
@@ -90,6 +92,7 @@ __all__ = [
     "WorkerStartError",
     "__version__",
     "killer_call",
+    "killer_pipeline",
     "killer_pmap",
     "preload",
     "shutdown",

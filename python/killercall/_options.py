@@ -87,6 +87,7 @@ CALL_OPTIONS = frozenset({
 })  # fmt: skip
 FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
+PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
 
 
 def update(

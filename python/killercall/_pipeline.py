@@ -1,0 +1,385 @@
+"""`killer_pipeline`: a reader, workers and a writer, each in processes of their own."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hmac
+import os
+import queue
+import secrets
+import socket
+import sys
+import threading
+from typing import NamedTuple
+
+from killercall import _core, _payload
+from killercall._call import KillerFunction, check_function, run_inline
+from killercall._cpus import default_workers
+from killercall._exceptions import KillerError, SerializationError, add_note, set_attribute
+from killercall._host import HostJob, Plan, check_depth, is_inline
+from killercall._limits import room_for_workers, warn_of_shortage
+from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
+from killercall._payload import short_repr
+from killercall._stages import Reader, Stage, Writer, frames, send_frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+DEFAULT_TIMEOUT = 4.0
+
+# Items, or batches of them, between reader and writer: so many for each worker, and at least these.
+_WINDOW_PER_WORKER = 4
+_WINDOW_LEAST = 16
+# Seconds between two looks for signals.
+_SLICE = 0.05
+_SECRET = 32
+
+
+def killer_pipeline(
+    read: Callable[[], Iterable[Any]],
+    work: Callable[[Any], Any],
+    write: Callable[[Iterator[Any]], Any],
+    cpus: int | None = None,
+    timeout: Any = DEFAULT_TIMEOUT,
+    *,
+    ordered: bool = True,
+    batch: int | None = None,
+    **options: Any,
+) -> Any:
+    """
+    Reads in one process, works in several, writes in one, with bounded buffers between them.
+
+    The first stage that fails, whichever it is, ends the others at once, and its error is raised
+    here. So a writer whose loop over the results has come to its end has had all of them: what it
+    does after the loop, such as to rename a temporary file, is never done for a part.
+
+    Args:
+        read: called without arguments in the reader's process; the items of what it returns, a
+            generator say, are what is worked on. It is read only as far as the buffers go.
+        work: called with one item, or with a list of items if there is a `batch`, in a worker.
+        write: called with an iterator of the results in the writer's process.
+        cpus: how many workers, beside reader and writer. Default as in `killer_pmap`.
+        timeout: seconds for an item, or for a batch (int or float), a `datetime.timedelta`, or
+            None. Default 4. Reading and writing have no deadline.
+        ordered: whether the results come in the order of the items, or as they are done.
+        batch: how many items go to `work` together, the last batch may have fewer; None for one
+            by one and not in a list.
+        **options: as for `killer_pmap`, except `budget` and `start_method="fork"`. An item that
+            times out ends all (`on_timeout="raise"`) unless `on_timeout` says otherwise.
+            `initializer` is for the workers.
+
+    Between reader and writer there are at most 4 items or batches for each worker, and 16 at least.
+
+    Returns:
+        What `write` returns.
+
+    Raises:
+        TypeError: a wrong type of argument, or an unknown option.
+        ValueError: a wrong value, such as `cpus=0`.
+        KillerError: a stage has failed, as in `killer_pmap`. Each exception has a note that names
+            the stage, and those of ours have it as `.stage`: "read", "work" or "write".
+
+    Example:
+        >>> from killercall import killer_pipeline
+        >>> def total(results):
+        ...     return sum(results)
+        >>> killer_pipeline(lambda: range(5), lambda x: x * x, total, cpus=1, timeout=5)
+        30
+    """
+    for name, function in (("read", read), ("work", work), ("write", write)):
+        if not callable(function):
+            kind = type(function).__qualname__
+            message = f"{name} must be callable, not {short_repr(function)} of type {kind}"
+            raise TypeError(message)
+        check_function(function)
+    functions = _Functions(*map(_bare, (read, work, write)))
+    workers = default_workers() if cpus is None else check_count("cpus", cpus, 1)
+    base = Options(timeout=check_timeout("timeout", timeout))
+    checked = update(base, options, allowed=PIPELINE_OPTIONS, where="killer_pipeline")
+    if batch is not None:
+        check_count("batch", batch, 1)
+    if checked.start_method == "fork":
+        message = (
+            'start_method must be "forkserver" or "spawn" for a pipeline, not \'fork\': '
+            "a forked worker inherits its items, and these are not read yet"
+        )
+        raise ValueError(message)
+    if is_inline():
+        return _run_inline(functions, options=checked, batch=batch)
+    check_depth()
+    found = room_for_workers(workers + 2)
+    if found is not None:
+        warn_of_shortage(workers, max(found[0] - 2, 1), found[1])
+        workers = max(found[0] - 2, 1)
+    pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
+    with contextlib.closing(pipeline):
+        return pipeline.run()
+
+
+class _Functions(NamedTuple):
+    read: Any
+    work: Any
+    write: Any
+
+
+def _bare(function: Any) -> Any:
+    return function.__wrapped__ if isinstance(function, KillerFunction) else function
+
+
+def _run_inline(functions: _Functions, *, options: Options, batch: int | None) -> Any:
+    stage = Reader(functions.read, "", b"", None)
+    stage.batch = batch
+    items = stage.grouped(functions.read())
+    return functions.write(run_inline(functions.work, (item,), {}, options) for item in items)
+
+
+class _End:
+    """The host's end of the connection to a reader or a writer, and the thread that serves it."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self.secret = secrets.token_bytes(_SECRET)
+        self._serve = serve
+        self._is_closed = False
+        self._directory: str | None = None
+        self._connection: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.address: str | bytes
+        if sys.platform == "linux":
+            # Without a name in the file system, which somebody would have to remove.
+            self.address = b"\0killercall-" + secrets.token_hex(16).encode()
+        else:
+            import tempfile
+
+            self._directory = tempfile.mkdtemp(prefix="killercall-")
+            self.address = os.path.join(self._directory, "end")
+        self._listener.bind(self.address)
+        self._listener.listen(1)
+        self._listener.settimeout(0.1)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begins to wait for the stage."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        # When the connection is lost there is more to be learned from how the stage has ended.
+        with contextlib.suppress(OSError, EOFError):
+            connection = self._accept()
+            if connection is not None:
+                self._serve(connection)
+
+    def _accept(self) -> socket.socket | None:
+        while not self._is_closed:
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            self._connection = connection
+            connection.settimeout(10)
+            with contextlib.suppress(OSError):
+                said = connection.recv(_SECRET, socket.MSG_WAITALL)
+                if hmac.compare_digest(said, self.secret):
+                    connection.settimeout(None)
+                    return connection
+            connection.close()
+        return None
+
+    def close(self) -> None:
+        """Ends connection and thread."""
+        self._is_closed = True
+        self._listener.close()
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if self._thread.is_alive():
+            self._thread.join()
+        if connection is not None:
+            connection.close()
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+            os.rmdir(self._directory)
+
+
+class _Pipeline:
+    """
+    One pipeline while it runs.
+
+    Items go round by way of the host: a thread receives from the reader, the caller's thread hands
+    out and collects, and a thread sends to the writer. All of that is between a place that an item
+    takes when it is received and gives back when its result has been sent.
+    """
+
+    def __init__(
+        self,
+        functions: _Functions,
+        workers: int,
+        options: Options,
+        *,
+        ordered: bool,
+        batch: int | None,
+    ) -> None:
+        self._options = options
+        self._ordered = ordered
+        self._waker = _core.Waker()
+        self._is_closed = False
+        self._places = threading.Semaphore(max(_WINDOW_PER_WORKER * workers, _WINDOW_LEAST))
+        self._incoming: collections.deque[bytes] = collections.deque()
+        self._has_read_all = False
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._is_writing = True
+        # Those that are worked on, by number.
+        self._items: dict[int, Any] = {}
+        self._read = 0
+        # Results that wait for those before them.
+        self._results: dict[int, bytes] = {}
+        self._written = 0
+        self._ends = (_End(self._receive), _End(self._send))
+        reader = self._stage(Reader, functions.read, self._ends[0])
+        reader.batch = batch
+        writer = self._stage(Writer, functions.write, self._ends[1])
+        one = Options(
+            **{
+                name: value
+                for name, value in vars(options).items()
+                if name
+                in {"start_method", "preload", "env", "cwd", "max_memory", "serializer", "grace"}
+            }
+        )
+        plans = [
+            (Plan(reader, one), 1),
+            (Plan(functions.work, options), workers),
+            (Plan(writer, one), 1),
+        ]
+        self._jobs: dict[str, HostJob] = {}
+        for name, (plan, count) in zip(("read", "work", "write"), plans, strict=True):
+            self._jobs[name] = plan.job(count)
+        for name in ("read", "write"):
+            self._jobs[name].submit(0, ((), {}))
+        plans[1][0].import_ahead()
+
+    def _stage(self, kind: type[Any], function: Any, end: _End) -> Any:
+        described = _payload.describe_serializer(self._options.serializer)
+        stage: Stage = kind(function, end.address, end.secret, described)
+        return stage
+
+    def close(self) -> None:
+        """Ends all that runs."""
+        self._is_closed = True
+        # A thread that waits for a place, and one that waits for a result.
+        self._places.release()
+        self._outgoing.put(None)
+        for job in self._jobs.values():
+            with job.scope:
+                pass
+        for end in self._ends:
+            end.close()
+
+    def run(self) -> Any:
+        """What the writer returns."""
+        for end in self._ends:
+            end.start()
+        jobs = list(self._jobs.items())
+        scopes = [job.scope for _, job in jobs]
+        while True:
+            for place in _core.wait_any(scopes, self._waker, _SLICE):
+                name, job = jobs[place]
+                for outcome in job.take():
+                    if name == "work":
+                        self._take(job, outcome)
+                    elif outcome.ending != "returned":
+                        raise self._named(job.failure(outcome), name)
+                    elif name == "write":
+                        return job.value(outcome)
+            self._feed()
+
+    # In threads of their own
+
+    def _receive(self, connection: socket.socket) -> None:
+        for frame in frames(connection):
+            self._places.acquire()
+            if self._is_closed:
+                return
+            self._incoming.append(frame)
+            self._waker.wake()
+        self._has_read_all = True
+        self._waker.wake()
+
+    def _send(self, connection: socket.socket) -> None:
+        while True:
+            frame = self._outgoing.get()
+            if self._is_closed:
+                return
+            send_frame(connection, frame or b"")
+            if frame is None:
+                return
+            self._places.release()
+
+    # In the caller's
+
+    def _feed(self) -> None:
+        """Hands out what has been read; tells the writer when there is nothing more."""
+        has_read_all = self._has_read_all
+        job = self._jobs["work"]
+        while self._incoming:
+            frame = self._incoming.popleft()
+            try:
+                item = self._options.serializer.loads(frame)
+                number, self._read = self._read, self._read + 1
+                self._items[number] = item
+                job.submit(number, ((item,), {}))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                what = (
+                    f"cannot bring an item from the reader to a worker: {_payload.describe(error)}"
+                )
+                raise self._named(SerializationError(what), "read") from error
+        if has_read_all and not self._items and self._is_writing:
+            self._is_writing = False
+            self._outgoing.put(None)
+
+    def _take(self, job: HostJob, outcome: _core.Outcome) -> None:
+        number = outcome.task
+        item = self._items.pop(number)
+        if outcome.ending == "returned":
+            value = job.value(outcome)
+        else:
+            failure = job.failure(outcome)
+            if isinstance(failure, KillerError):
+                failure.item, failure.index = item, number
+            add_note(failure, f"item {number} of the pipeline: {short_repr(item)}")
+            timed_out = outcome.ending == "timed_out"
+            match self._options.on_timeout if timed_out else self._options.on_error:
+                case "return":
+                    value = failure
+                case "default":
+                    value = self._options.default
+                case _:
+                    raise self._named(failure, "work")
+        try:
+            frame = _payload.dumps(self._options.serializer, value, "result")
+        except SerializationError as error:
+            raise self._named(error, "work") from error
+        if not self._ordered:
+            self._outgoing.put(frame)
+            return
+        self._results[number] = frame
+        while self._written in self._results:
+            self._outgoing.put(self._results.pop(self._written))
+            self._written += 1
+
+    @staticmethod
+    def _named(failure: BaseException, stage: str) -> BaseException:
+        """With the name of the stage that has failed."""
+        add_note(failure, f"stage {stage!r} of the pipeline")
+        if isinstance(failure, KillerError):
+            set_attribute(failure, "stage", stage)
+        return failure
+
+
+__all__ = ["killer_pipeline"]

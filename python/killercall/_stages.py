@@ -1,0 +1,109 @@
+"""
+What runs in the reader and in the writer of a pipeline, and how they talk to the host.
+
+A frame is the length of what follows (8 bytes) and one pickled item. A frame without anything is
+the end. Both ends are ours, which the stage shows by a secret.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from killercall import _payload
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+LENGTH = 8
+# Longer ones are no frames of ours.
+_LENGTH_MAX = 2**40
+
+
+def send_frame(connection: socket.socket, body: bytes) -> None:
+    """Sends one frame; waits for room."""
+    length = len(body).to_bytes(LENGTH, "little")
+    if len(body) < 1 << 16:
+        connection.sendall(length + body)
+    else:
+        connection.sendall(length)
+        connection.sendall(body)
+
+
+def frames(connection: socket.socket) -> Iterator[bytes]:
+    """The frames up to the end; `EOFError` if the other side is gone before that."""
+    with connection.makefile("rb", 1 << 16) as stream:
+        while True:
+            length = int.from_bytes(_exactly(stream, LENGTH), "little")
+            if not length:
+                return
+            if length > _LENGTH_MAX:
+                message = f"a frame of {length} bytes"
+                raise EOFError(message)
+            yield _exactly(stream, length)
+
+
+def _exactly(stream: Any, length: int) -> bytes:
+    body: bytes = stream.read(length)
+    if len(body) < length:
+        message = "the other side is gone"
+        raise EOFError(message)
+    return body
+
+
+class Stage:
+    """A function of the user's that runs in a worker and is connected to the host."""
+
+    def __init__(
+        self, function: Callable[..., Any], address: str | bytes, secret: bytes, serializer: Any
+    ) -> None:
+        self.function = function
+        self.address = address
+        self.secret = secret
+        self.serializer = serializer
+        # For messages.
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def connect(self) -> socket.socket:
+        """The connection to the host."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(self.address)
+        connection.sendall(self.secret)
+        return connection
+
+
+class Reader(Stage):
+    """Sends the items of an iterable to the host, or lists of them."""
+
+    batch: int | None = None
+
+    def __call__(self) -> None:
+        serializer = _payload.serializer_from(self.serializer)
+        with self.connect() as connection:
+            for item in self.grouped(self.function()):
+                send_frame(connection, _payload.dumps(serializer, item, "item"))
+            send_frame(connection, b"")
+
+    def grouped(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items, or lists of them."""
+        if self.batch is None:
+            yield from items
+            return
+        group: list[Any] = []
+        for item in items:
+            group.append(item)
+            if len(group) == self.batch:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+class Writer(Stage):
+    """Calls the function with an iterator of the results."""
+
+    def __call__(self) -> Any:
+        serializer = _payload.serializer_from(self.serializer)
+        with self.connect() as connection:
+            return self.function(serializer.loads(frame) for frame in frames(connection))

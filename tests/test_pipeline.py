@@ -1,0 +1,360 @@
+"""`killer_pipeline`: a reader, workers and a writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import killercall
+from killercall import killer_call, killer_pipeline
+from processes import PATIENCE, is_running, run_script, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def numbers() -> Iterator[int]:
+    """Without end."""
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+def to_list(results: Iterator[Any]) -> list[Any]:
+    return list(results)
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    def work(x: int) -> int:
+        time.sleep(0.02 * (x % 3 == 0))
+        return -x
+
+    got = killer_pipeline(lambda: range(40), work, to_list, cpus=3, timeout=30)
+    assert got == [-x for x in range(40)]
+
+
+def test_results_come_as_they_are_done() -> None:
+    def work(x: int) -> int:
+        time.sleep(0.5 if x == 0 else 0)
+        return x
+
+    got = killer_pipeline(lambda: range(10), work, to_list, cpus=2, timeout=30, ordered=False)
+    assert got[0] != 0
+    assert sorted(got) == list(range(10))
+
+
+def test_each_stage_has_a_process_of_its_own() -> None:
+    def read() -> Iterator[int]:
+        yield os.getpid()
+
+    reader, worker, writer = killer_pipeline(
+        read,
+        lambda pid: (pid, os.getpid()),
+        lambda results: (*next(results), os.getpid()),
+        cpus=1,
+        timeout=30,
+    )
+    assert len({reader, worker, writer, os.getpid()}) == 4
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_batches(batch: int) -> None:
+    sizes = killer_pipeline(lambda: range(7), len, to_list, cpus=1, timeout=30, batch=batch)
+    assert sum(sizes) == 7
+    assert all(size == batch for size in sizes[:-1])
+    assert sizes[-1] <= batch
+
+
+def test_no_items() -> None:
+    assert killer_pipeline(list, square, to_list, cpus=1, timeout=30) == []
+
+
+def test_objects_of_all_kinds_go_round() -> None:
+    code = """
+import dataclasses
+import numpy as np
+from killercall import killer_pipeline
+@dataclasses.dataclass
+class Point:
+    x: int
+    data: object = None
+def read():
+    for x in range(5):
+        yield Point(x, np.full(100_000, x, float))
+def work(point):
+    assert type(point) is Point
+    return Point(point.x + 1, point.data * 2)
+def write(points):
+    points = list(points)
+    assert all(type(point) is Point for point in points)
+    return points
+points = killer_pipeline(read, work, write, cpus=2, timeout=30)
+assert all(type(point) is Point for point in points)
+print([(point.x, float(point.data[0]), point.data.shape) for point in points][3])
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("(4, 6.0, (100000,))\n", "")
+
+
+def test_the_reader_is_not_far_ahead(tmp_path: Path) -> None:
+    path = tmp_path / "read"
+
+    def read() -> Iterator[int]:
+        for number in range(10_000):
+            path.write_text(str(number))
+            yield number
+
+    def write(results: Iterator[int]) -> int:
+        next(results)
+        time.sleep(0.5)
+        return int(path.read_text())
+
+    # The kernel's buffers are between the processes, too.
+    assert killer_pipeline(read, lambda x: "x" * 50_000, write, cpus=1, timeout=30) < 2_000
+
+
+# Failures: the first one ends all
+
+
+def fails_soon(call: Any, kind: type[BaseException]) -> Any:
+    start = time.monotonic()
+    with pytest.raises(kind) as raised:
+        call()
+    assert time.monotonic() - start < 20, "while there would be work for ever"
+    return raised.value
+
+
+def test_a_writer_that_cannot_open_its_file() -> None:
+    def write(results: Iterator[int]) -> None:
+        with open("/nonexistent/file", "w", encoding="ascii") as file:
+            file.writelines(map(str, results))
+
+    error = fails_soon(
+        lambda: killer_pipeline(numbers, square, write, cpus=1, timeout=30), FileNotFoundError
+    )
+    assert "stage 'write' of the pipeline" in error.__notes__
+    assert "in write" in str(error.__cause__)
+
+
+def test_a_writer_that_fails_while_nothing_is_written(tmp_path: Path) -> None:
+    """It is told of at once, though no result is to be had for a minute."""
+    path = tmp_path / "pid"
+
+    def work(x: int) -> None:
+        path.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    def write(results: Iterator[int]) -> None:
+        wait_until(path.exists, PATIENCE)
+        message = "disk full"
+        raise OSError(message)
+
+    error = fails_soon(lambda: killer_pipeline(numbers, work, write, cpus=1, timeout=120), OSError)
+    assert str(error) == "disk full"
+    assert wait_until(lambda: not is_running(int(path.read_text())), PATIENCE)
+
+
+def test_a_reader_that_raises() -> None:
+    def read() -> Iterator[int]:
+        yield 1
+        message = "torn tape"
+        raise LookupError(message)
+
+    error = fails_soon(
+        lambda: killer_pipeline(read, lambda _: time.sleep(60), to_list, cpus=1, timeout=120),
+        LookupError,
+    )
+    assert "stage 'read' of the pipeline" in error.__notes__
+
+
+@pytest.mark.parametrize("stage", ["read", "work", "write"])
+def test_a_stage_that_dies(stage: str) -> None:
+    def read() -> Iterator[int]:
+        for number in numbers():
+            if stage == "read" and number == 5:
+                os._exit(7)
+            yield number
+
+    def work(x: int) -> int:
+        if stage == "work" and x == 5:
+            os._exit(7)
+        return x
+
+    def write(results: Iterator[int]) -> None:
+        for result in results:
+            if stage == "write" and result == 5:
+                os._exit(7)
+
+    error = fails_soon(
+        lambda: killer_pipeline(read, work, write, cpus=2, timeout=30), killercall.WorkerDied
+    )
+    assert (error.stage, error.exitcode) == (stage, 7)
+    if stage == "work":
+        assert (error.item, error.index) == (5, 5)
+
+
+def test_a_killed_writer_has_not_seen_the_end(tmp_path: Path) -> None:
+    """What comes after its loop is not done for a part of the results."""
+    part, whole = tmp_path / "part", tmp_path / "whole"
+
+    def write(results: Iterator[int]) -> None:
+        with open(part, "w", encoding="ascii") as file:
+            for result in results:
+                file.write(f"{result}\n")
+                file.flush()
+        os.replace(part, whole)
+
+    def work(x: int) -> int:
+        if x == 20:
+            message = "no"
+            raise ValueError(message)
+        return x
+
+    fails_soon(lambda: killer_pipeline(numbers, work, write, cpus=1, timeout=30), ValueError)
+    assert not whole.exists()
+    killer_pipeline(lambda: range(5), work, write, cpus=1, timeout=30)
+    assert whole.read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+def test_a_late_item_ends_all() -> None:
+    error = fails_soon(
+        lambda: killer_pipeline(
+            numbers, lambda x: time.sleep(60 * (x == 3)), to_list, cpus=2, timeout=0.5
+        ),
+        killercall.TimeoutError,
+    )
+    assert (error.stage, error.item) == ("work", 3)
+
+
+def test_a_late_item_has_a_default() -> None:
+    def work(x: int) -> int:
+        time.sleep(60 * (x == 1))
+        return x
+
+    got = killer_pipeline(
+        lambda: range(3), work, to_list, cpus=2, timeout=0.5, on_timeout="default", default="late"
+    )
+    assert got == [0, "late", 2]
+
+
+def test_failures_may_be_results() -> None:
+    def work(x: int) -> float:
+        return 1 / x
+
+    zero, one = killer_pipeline(
+        lambda: [0, 1], work, to_list, cpus=1, timeout=30, on_error="return"
+    )
+    assert isinstance(zero, ZeroDivisionError)
+    assert one == 1.0
+
+
+def test_what_cannot_be_pickled_names_its_stage() -> None:
+    lock = threading.Lock
+    reader = fails_soon(
+        lambda: killer_pipeline(lambda: [lock()], square, to_list, cpus=1, timeout=30),
+        killercall.SerializationError,
+    )
+    assert reader.stage == "read"
+    worker = fails_soon(
+        lambda: killer_pipeline(lambda: [1], lambda _: lock(), to_list, cpus=1, timeout=30),
+        killercall.SerializationError,
+    )
+    assert worker.stage == "work"
+    writer = fails_soon(
+        lambda: killer_pipeline(lambda: [1], square, lambda _: lock(), cpus=1, timeout=30),
+        killercall.SerializationError,
+    )
+    assert writer.stage == "write"
+
+
+def test_a_writer_may_have_enough() -> None:
+    """Then the others end."""
+    assert killer_pipeline(numbers, square, next, cpus=1, timeout=30) == 0
+
+
+def test_retries(tmp_path: Path) -> None:
+    def work(x: int) -> int:
+        path = tmp_path / str(x)
+        if not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    got = killer_pipeline(lambda: range(3), work, to_list, cpus=2, timeout=30, retries=1)
+    assert got == [0, 1, 2]
+
+
+def test_an_interrupt_ends_all(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, threading, time
+from killercall import killer_pipeline
+def work(x):
+    open("{tmp_path}/begun", "w").close()
+    time.sleep(60)
+def interrupt():
+    while not os.path.exists("{tmp_path}/begun"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    killer_pipeline(lambda: range(10), work, list, cpus=1, timeout=None)
+except KeyboardInterrupt:
+    print("interrupted", threading.active_count() <= 2)
+print(killer_pipeline(lambda: range(3), abs, list, cpus=1, timeout=5))
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("interrupted True\n[0, 1, 2]\n", "")
+
+
+def test_pipelines_in_threads_and_in_workers() -> None:
+    def inner(x: int) -> int:
+        return int(killer_pipeline(lambda: range(x), square, sum, cpus=1, timeout=30))
+
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: got.append(inner(n))) for n in (3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [5, 14]
+    assert killer_call(inner, timeout=30)(5) == 30
+
+
+def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILLERCALL_INLINE", "1")
+    here = killer_pipeline(lambda: [1, 2, 3], lambda x: (os.getpid(), x), to_list, batch=2)
+    assert here == [(os.getpid(), [1, 2]), (os.getpid(), [3])]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"cpus": 0}, ValueError, "cpus must be"),
+        ({"batch": 0}, ValueError, "batch must be"),
+        ({"batch": "all"}, TypeError, "batch must be"),
+        ({"timeout": -1}, ValueError, "timeout must be"),
+        ({"start_method": "fork"}, ValueError, "not read yet"),
+        ({"budget": 3}, TypeError, "killer_pipeline has no option 'budget'"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        killer_pipeline(numbers, square, to_list, **options)
+
+
+def test_bad_functions() -> None:
+    with pytest.raises(TypeError, match="read must be callable, not 3"):
+        killer_pipeline(3, square, to_list)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="write must be callable"):
+        killer_pipeline(numbers, square, None)  # type: ignore[arg-type]
