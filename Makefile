@@ -47,7 +47,7 @@ test-rust: | $(BIN)/python
 test-python: $(VENV)/.wheel
 	$(BIN)/python -m pytest tests --ignore tests/stress $(BESIDE)
 
-# The same wheel on every other CPython from 3.11 up that the machine has.
+# The same wheel on every other CPython from 3.11 up that the machine has, where that may matter.
 test-wheel: $(VENV)/.wheel
 	$(BIN)/python tests/other_pythons.py dist/*.whl $(BESIDE)
 

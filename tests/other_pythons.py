@@ -1,5 +1,6 @@
 """
-Installs a wheel on every other CPython from 3.11 up that this machine has, and runs the tests.
+Installs a wheel on every other CPython from 3.11 up that this machine has, and runs the tests for
+which the interpreter may make a difference.
 
 Usage: python tests/other_pythons.py dist/killercall-....whl
 """
@@ -15,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 LOWEST = (3, 11)
+# About processes, memory and the system: one interpreter tells as much of that as another.
+ALIKE = ("big_data", "crashes", "hostile_matrix", "limits", "memory", "orphans")
 
 
 def interpreters() -> dict[tuple[int, int], str]:
@@ -68,8 +71,18 @@ def main(wheel: str, *options: str) -> int:
             subprocess.run([*pip, "--upgrade", "pip>=25.1"], check=True)
             subprocess.run([*pip, wheel, "--group", "test"], check=True)
             print(f"--- {'.'.join(map(str, version))}", flush=True)
+            passed_over = [f"--ignore=tests/test_{name}.py" for name in ALIKE]
             run = subprocess.run(
-                [python, "-m", "pytest", "tests", "--ignore", "tests/stress", "-q", *options]
+                [
+                    python,
+                    "-m",
+                    "pytest",
+                    "tests",
+                    "--ignore=tests/stress",
+                    *passed_over,
+                    "-q",
+                    *options,
+                ]
             )
             failed += run.returncode != 0
         finally:
