@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from killercall._host import preload, shutdown
     from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
+    from killercall._pool import KillerPool
 
 # Imported at first use: forkserver and workers, which never use them, would carry the host's side
 # in their memory, and each fork of a worker takes the longer for it.
@@ -51,6 +52,7 @@ _HOMES = {
     "KillerError": "_exceptions",
     "KillerFunction": "_call",
     "KillerFuture": "_futures",
+    "KillerPool": "_pool",
     "MemoryLimitExceeded": "_exceptions",
     "SerializationError": "_exceptions",
     "TimeoutError": "_exceptions",
@@ -85,6 +87,7 @@ __all__ = [
     "KillerError",
     "KillerFunction",
     "KillerFuture",
+    "KillerPool",
     "MemoryLimitExceeded",
     "SerializationError",
     "TimeoutError",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
-    from killercall._futures import KillerFuture, Lane
+    from killercall._futures import Call, KillerFuture, Lane
+    from killercall._host import Call as HostCall
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -101,17 +102,25 @@ class KillerFunction(_Generic[P, R]):
 
     def _submit(self, args: Any, kwargs: Any) -> HostJob:
         """The long way, which finds out whether the short one is open for the next call."""
+        plan = self._plan_for([(args, kwargs)])
+        job = plan.job()
+        job.submit(0, (args, kwargs))
+        self._keep(plan)
+        return job
+
+    def _plan_for(self, calls: list[HostCall]) -> Plan:
         plan = self._killercall_plan
         if plan is None or not plan.is_current():
             self._killercall_caller = self._killercall_plan = None
-            plan = Plan(self.__wrapped__, self._killercall_options, [(args, kwargs)])
-        job = plan.job()
-        job.submit(0, (args, kwargs))
+            plan = Plan(self.__wrapped__, self._killercall_options, calls)
+        return plan
+
+    def _keep(self, plan: Plan) -> None:
+        """Nothing was wrong with a call of this plan."""
         plan.import_ahead()
         self._killercall_caller = plan.caller
         # One that cannot tell whether it is current may hold a copy of this process.
         self._killercall_plan = plan if plan.is_watched else None
-        return job
 
     def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> KillerFuture:
         """
@@ -137,6 +146,13 @@ class KillerFunction(_Generic[P, R]):
         """
         from killercall import _futures
 
+        call = self._queued(args, kwargs)
+        return self._lane().submit(call) if isinstance(call, _futures.Call) else call
+
+    def _queued(self, args: Any, kwargs: Any) -> Call | KillerFuture:
+        """A call that is to be queued, or the future of one that has ended already."""
+        from killercall import _futures
+
         if is_inline():
             return _futures.completed(
                 lambda: run_inline(self.__wrapped__, args, kwargs, self._killercall_options)
@@ -153,18 +169,17 @@ class KillerFunction(_Generic[P, R]):
                 raise
             except BaseException as error:
                 failure = error
-                return _futures.completed(lambda: _raise(failure))
+                return _futures.completed(lambda: raise_this(failure))
 
             def prepare() -> HostJob:
                 return job
 
-        call = _futures.Call(
+        return _futures.Call(
             prepare,
             self._settle,
             has_deadline=options.timeout is not None,
             gently=options.grace > 0,
         )
-        return self._lane().submit(call)
 
     async def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
@@ -196,17 +211,21 @@ class KillerFunction(_Generic[P, R]):
             lane = self._killercall_lane["lane"] = _futures.Lane(limit)
         return lane
 
-    def _settle(self, job: HostJob, outcome: _core.Outcome, future: KillerFuture) -> None:
+    def _settle(self, job: HostJob, outcomes: list[_core.Outcome], future: KillerFuture) -> None:
+        (outcome,) = outcomes
         if outcome.ending == "returned":
             future.settle(lambda: job.value(outcome))
             return
-        failure = job.failure(outcome)
+        failure = self._failure(job, outcome)
         on_timeout = self._killercall_options.on_timeout
         if outcome.ending == "timed_out" and on_timeout != "raise":
             instead = failure if on_timeout == "return" else self._killercall_options.default
             future.settle(lambda: instead)
         else:
             future.settle_error(failure)
+
+    def _failure(self, job: HostJob, outcome: _core.Outcome) -> BaseException:
+        return job.failure(outcome)
 
     def options(self, **options: Any) -> KillerFunction[P, R]:
         """
@@ -373,8 +392,9 @@ def _run_coroutine(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-def _raise(error: BaseException) -> NoReturn:
+def raise_this(error: BaseException) -> NoReturn:
+    """A statement where an expression is wanted."""
     raise error
 
 
-__all__ = ["KillerFunction", "check_function", "killer_call"]
+__all__ = ["KillerFunction", "check_function", "killer_call", "raise_this"]

@@ -90,6 +90,14 @@ class Driver:
                 self._thread.start()
             self._waker.wake()
 
+    def tell_if_running(self, action: Callable[[], None]) -> bool:
+        """The same, but starts no thread; whether there was one."""
+        with self._lock:
+            if self._thread is None:
+                return False
+            self.tell(action)
+            return True
+
     def check_open(self) -> None:
         """Raises `RuntimeError` when it is too late for anything new."""
         if self._is_exiting:
@@ -116,7 +124,7 @@ class Driver:
     def _loop(self, waker: _core.Waker) -> None:
         while True:
             while self._inbox:
-                self._perform(self._inbox.popleft())
+                self.perform(self._inbox.popleft())
             if self._runs:
                 self._wait(waker)
             elif (self._is_exiting or self._stopping or not self._linger(waker)) and self._leave():
@@ -140,11 +148,11 @@ class Driver:
         except BaseException as error:
             self._runs.clear()
             for run in runs:
-                self._perform(functools.partial(run.fail, error))
+                self.perform(functools.partial(run.fail, error))
             return
         for run in (runs[place] for place in places):
             if run in self._runs:
-                self._perform(functools.partial(_take, run))
+                self.perform(functools.partial(_take, run))
 
     def _linger(self, waker: _core.Waker) -> bool:
         """Whether there is something to do, after a wait for it."""
@@ -152,7 +160,8 @@ class Driver:
         return bool(self._inbox)
 
     @staticmethod
-    def _perform(action: Callable[[], None]) -> None:
+    def perform(action: Callable[[], None]) -> None:
+        """Runs an action; what it raises is logged, and stops nothing else."""
         try:
             action()
         except BaseException:

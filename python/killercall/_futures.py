@@ -80,8 +80,9 @@ class KillerFuture(Future):  # type: ignore[type-arg]
                 self._state = "CANCELLED"
                 self._condition.notify_all()
             self._invoke_callbacks()  # type: ignore[attr-defined]
-        if self._call is not None:
-            self._call.stop()
+        call = self._call
+        if call is not None:
+            call.stop()
         return True
 
     def result(self, timeout: float | None = None) -> Any:
@@ -172,7 +173,7 @@ class Lane(_driver.Queue):
 
 class Call(_driver.Run):
     """
-    One call of a lane.
+    One call of a lane, or several that one worker makes one after the other.
 
     Attributes:
         future: its future.
@@ -184,18 +185,21 @@ class Call(_driver.Run):
     def __init__(
         self,
         prepare: Callable[[], HostJob],
-        finish: Callable[[HostJob, _core.Outcome, KillerFuture], None],
+        finish: Callable[[HostJob, list[_core.Outcome], KillerFuture], None],
         *,
         has_deadline: bool,
         gently: bool,
+        tasks: int = 1,
     ) -> None:
-        """`prepare` makes the job with its one task, `finish` settles the future by the outcome."""
+        """`prepare` makes the job with its tasks, `finish` settles the future by the outcomes."""
         self.future = KillerFuture()
         self.future._call = self
         self.has_deadline = has_deadline
         self._prepare = prepare
         self._finish = finish
         self._gently = gently
+        self._tasks = tasks
+        self._outcomes: list[_core.Outcome] = []
         self._has_begun = False
 
     def begin(self) -> bool:
@@ -206,6 +210,7 @@ class Call(_driver.Run):
             self.job = self._prepare()
         except BaseException as error:
             self.future.settle_error(error)
+            self.let_go()
             return False
         self._has_begun = True
         self.lane.driver.add(self)
@@ -220,6 +225,10 @@ class Call(_driver.Run):
             self.job.cancel(gently=self._gently)
         else:
             self.lane.withdraw(self)
+            self.let_go()
+        self._tell_of_cancel()
+
+    def _tell_of_cancel(self) -> None:
         if self.future._state == "CANCELLED":
             # Those who wait for several futures are told only by this.
             self.future.set_running_or_notify_cancel()
@@ -229,14 +238,18 @@ class Call(_driver.Run):
         self.future.cancel()
 
     def on_done(self, outcomes: list[_core.Outcome]) -> None:
-        """It has ended."""
+        """All of it has ended, or some."""
+        self._outcomes += outcomes
+        if len(self._outcomes) < self._tasks:
+            return
         self.lane.driver.remove(self)
         try:
             with self.job.scope:
                 if not self.future.cancelled():
-                    self._finish(self.job, outcomes[0], self.future)
+                    self._finish(self.job, self._outcomes, self.future)
         except BaseException as error:
             self.future.settle_error(error)
+        self.let_go()
         self.lane.leave(self)
 
     def fail(self, error: BaseException) -> None:
@@ -246,7 +259,24 @@ class Call(_driver.Run):
             with self.job.scope:
                 self.future.settle_error(error)
         finally:
+            self.let_go()
             self.lane.leave(self)
+
+    def refuse(self, error: BaseException) -> None:
+        """It will not begin."""
+        self.future.settle_error(error)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """It has ended: a future that is kept holds neither function nor arguments."""
+        self.future._call = None
+        # After this `cancel` finds nobody to tell.
+        self._tell_of_cancel()
+        self._has_begun = False
+        self._outcomes = []
+        self.__dict__.pop("job", None)
+        self.__dict__.pop("_prepare", None)
+        self.__dict__.pop("_finish", None)
 
 
 def completed(run: Callable[[], Any]) -> KillerFuture:

@@ -40,6 +40,8 @@ else:
 
 # Seconds that a worker may take to be set up, initializer included.
 START_LIMIT = 60.0
+# How the message ends that says that it took longer.
+_SLOW = "in time"
 
 
 class _Shared:
@@ -61,6 +63,12 @@ class _Shared:
             with self._lock:
                 key = self._keys.setdefault(kind, next(self._next_key))
         return key
+
+    def discard(self, owner: Owner) -> None:
+        """Ends the workers of an owner that wait; it asks for no others."""
+        key = self._keys.pop(owner.kind, None)
+        if key is not None:
+            self.roster.discard(key)
 
     def import_ahead(self, modules: tuple[str, ...], launch: _core.Launch) -> None:
         """Has the forkserver import these; one that was started anew is told of the others too."""
@@ -92,6 +100,32 @@ class _Shared:
         if known is None or known[0] != context:
             self._launch = known = context, _launch()
         return known[1]
+
+
+class Owner:
+    """
+    Who has workers that are nobody else's: a pool. Its calls differ in what makes no worker.
+
+    Attributes:
+        kind: of its workers.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.kind = ("owner", next(self._numbers))
+        self._initializer: bytes | None = None
+
+    def initializer(self, options: Options) -> bytes:
+        """Its initializer, pickled once: all of its workers are made alike."""
+        if self._initializer is None:
+            self._initializer = _dump_initializer(options)
+        return self._initializer
+
+
+def discard(owner: Owner) -> None:
+    """Ends the workers of an owner that wait; it asks for no others."""
+    _shared.discard(owner)
 
 
 _PICKLER = "killercall._pickler"
@@ -362,6 +396,18 @@ class HostJob:
             case other:
                 return KillerError(f"the call of function {self.name!r} was {other}")
 
+    def blames_setup(self) -> bool:
+        """
+        Whether no worker could be started because setting it up fails.
+
+        That will be so for the next one too; what the system lacks it may have again.
+        """
+        found = self._job.start_error()
+        if found is None:
+            return False
+        message, _, exitcode, used, body = found
+        return not (body is None and exitcode is None and used is None) or message.endswith(_SLOW)
+
     def _timed_out(self, outcome: _core.Outcome) -> TimeoutError:
         timeout = self._options.timeout
         message = None
@@ -408,7 +454,7 @@ class HostJob:
             return MemoryLimitExceeded(self.name, self._options.max_memory, used=used)
         if exitcode is not None:
             message += f": it exited with {exitcode}"
-        if message.endswith("in time"):
+        if message.endswith(_SLOW):
             message += f" ({START_LIMIT:g}s, initializer included)"
         if body is None:
             return WorkerStartError(message, errno, exitcode=exitcode)
@@ -561,12 +607,11 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
 
 def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, Any]:
     """What a worker is set up with, and which workers are alike."""
-    serializer = options.serializer
+    serializer, owner = options.serializer, options.owner
     forks = options.start_method == "fork"
     initializer = None
     if options.initializer is not None and not forks:
-        pair = (options.initializer, options.initargs)
-        initializer = _payload.dumps(serializer, pair, "initializer")
+        initializer = _dump_initializer(options) if owner is None else owner.initializer(options)
     setup = {
         "depth": _context.depth() + 1,
         "inherited": forks,
@@ -592,13 +637,18 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
         options.max_memory,
     )
     return {
-        "key": _shared.key(kind),
+        "key": _shared.key(kind if owner is None else owner.kind),
         "exec": options.start_method == "spawn",
         "keep": not forks,
         "setup": pickle.dumps(setup, _payload.PROTOCOL),
         "context": surroundings.version,
         "context_bytes": surroundings.pickled,
     }
+
+
+def _dump_initializer(options: Options) -> bytes:
+    pair = (options.initializer, options.initargs)
+    return _payload.dumps(options.serializer, pair, "initializer")
 
 
 def _dump_call(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from killercall._host import Owner
+
 START_METHODS = ("forkserver", "spawn", "fork")
 
 # What the contract names and this version does not have yet. Never silently ignored.
@@ -65,6 +67,7 @@ class Options:
     budget: float | None = None
     max_memory: int | None = None
     cpus: int | None = None
+    owner: Owner | None = None
 
     def __init__(self, **values: Any) -> None:
         vars(self).update(values)
