@@ -146,6 +146,22 @@ def test_methods_lambdas_partials_and_classes(pool: KillerPool) -> None:
     assert [pool.submit(call).result(PATIENCE) for call in calls] == ["ABC", 5, 8, {}]
 
 
+def test_attributes_of_what_is_called_are_not_ours(pool: KillerPool) -> None:
+    class Thing:
+        def submit(self) -> None:
+            raise AssertionError
+
+        _lane = _queued = _settle = submit
+
+    def function() -> int:
+        return 1
+
+    function.submit = function.options = None  # type: ignore[attr-defined]
+    assert type(pool.submit(Thing).result(PATIENCE)) is Thing
+    assert pool.submit(function).result(PATIENCE) == 1
+    assert killer_call(function).options(timeout=5).submit().result(PATIENCE) == 1
+
+
 def test_a_decorated_function_has_the_deadline_of_the_pool(pool: KillerPool) -> None:
     nap = killer_call(hostile.nap, timeout=0.1)
     assert pool.submit(nap, 0.3).result(PATIENCE) == 0.3
@@ -745,15 +761,16 @@ def test_cancel_kills_a_running_call(single: KillerPool, tmp_path: Path) -> None
     assert wait_until(lambda: not is_running(pid))
 
 
-def test_cancel_kills_a_running_chunk(single: KillerPool, tmp_path: Path) -> None:
-    got = single.map(hostile.note_and_nap, [str(tmp_path / name) for name in "ab"], chunksize=2)
-    assert wait_until(lambda: bool(workers_in(tmp_path / "a")))
+def test_a_running_chunk_is_killed_whole(single: KillerPool, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    got = single.map(hostile.note_and_nap, map(str, paths), chunksize=2, timeout=2)
+    assert wait_until(lambda: bool(workers_in(paths[0])))
     with pytest.raises(TimeoutError):
-        next(single.map(abs, [1], timeout=0))
-    del got
-    single.shutdown(wait=False, cancel_futures=True)
-    killercall.shutdown()
-    assert not (tmp_path / "b").exists()
+        next(got)
+    (pid,) = workers_in(paths[0])
+    assert single.submit(os.getpid).result(PATIENCE) != pid
+    assert not is_running(pid)
+    assert not paths[1].exists()
 
 
 def test_cancel_takes_out_what_waits(single: KillerPool, tmp_path: Path) -> None:
@@ -1129,6 +1146,30 @@ def test_no_worker_is_left_after_shutdown() -> None:
         pids = set(pool.map(lambda _: hostile.nap(0.1) and os.getpid(), range(4)))
     assert _host.idle_workers() == 0
     assert wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_no_spare_is_left_after_shutdown() -> None:
+    with KillerPool(1, timeout=0.2) as pool:
+        for _ in range(3):
+            assert isinstance(ends(pool.submit(hostile.nap, 60)), TimeoutError)
+    assert _host.idle_workers() == 0
+
+
+def test_what_was_refused_for_want_of_a_thread_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    killercall.shutdown()
+    pool, path = KillerPool(1, timeout=30), tmp_path / "never"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no"))
+        )
+        for submit in (pool.submit, functools.partial(pool.submit_once, "key")):
+            with pytest.raises(RuntimeError, match="no"):
+                submit(hostile.append, str(path), "x")
+    assert pool.submit_once("key", abs, -1).result(PATIENCE) == 1
+    pool.shutdown()
+    assert not path.exists()
 
 
 def test_nothing_is_taken_after_shutdown() -> None:

@@ -56,7 +56,10 @@ class KillerFunction(_Generic[P, R]):
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         """Use `killer_call`, which checks its arguments."""
         functools.update_wrapper(self, function)
-        # What update_wrapper copied of another one must not stay.
+        # What update_wrapper copied must not hide what is ours: a class has methods, and the
+        # function may be another one of these.
+        for name in [name for name in vars(self) if name[:2] != "__" and hasattr(type(self), name)]:
+            del vars(self)[name]
         self.__wrapped__ = function
         self._killercall_options = options
         self._killercall_caller: _core.Caller | None = None

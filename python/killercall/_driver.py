@@ -81,13 +81,20 @@ class Driver:
     def tell(self, action: Callable[[], None]) -> None:
         """Has the thread perform an action. Any thread may call this."""
         with self._lock:
-            self._inbox.append(action)
             if self._thread is None or self._waker is None:
-                self._waker = _core.Waker()
-                self._thread = threading.Thread(
-                    target=self._loop, args=(self._waker,), name="killercall", daemon=True
+                waker = _core.Waker()
+                thread = threading.Thread(
+                    target=self._loop, args=(waker,), name="killercall", daemon=True
                 )
-                self._thread.start()
+                # Known before it runs, as a finalizer may come here meanwhile.
+                self._thread, self._waker = thread, waker
+                try:
+                    thread.start()
+                except Exception:
+                    # There cannot be another thread: then what is refused is not done later.
+                    self._thread = self._waker = None
+                    raise
+            self._inbox.append(action)
             self._waker.wake()
 
     def tell_if_running(self, action: Callable[[], None]) -> bool:

@@ -173,7 +173,7 @@ class _Crew:
         driver = _driver.current()
         lane = self._lanes.get(driver)
         if lane is None:
-            like = next(iter(self._lanes.values()))
+            *_, like = self._lanes.values()
             lane = self._lanes.setdefault(driver, _Lane(self.workers, self._owner, like))
         return lane
 
