@@ -28,6 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from killercall._actor import killer_actor
     from killercall._call import KillerFunction, killer_call
     from killercall._core import __version__
     from killercall._exceptions import (
@@ -59,6 +60,7 @@ _HOMES = {
     "WorkerDied": "_exceptions",
     "WorkerStartError": "_exceptions",
     "__version__": "_core",
+    "killer_actor": "_actor",
     "killer_call": "_call",
     "killer_pipeline": "_pipeline",
     "killer_pmap": "_pmap",
@@ -94,6 +96,7 @@ __all__ = [
     "WorkerDied",
     "WorkerStartError",
     "__version__",
+    "killer_actor",
     "killer_call",
     "killer_pipeline",
     "killer_pmap",

@@ -104,16 +104,21 @@ class _Shared:
 
 class Owner:
     """
-    Who has workers that are nobody else's: a pool. Its calls differ in what makes no worker.
+    Who has workers that are nobody else's: a pool or an actor. Its calls differ in what makes no
+    worker.
 
     Attributes:
+        number: which one it is in this process.
         kind: of its workers.
+        stays: whether a worker holds what cannot be had from another, and never retires.
     """
 
     _numbers = itertools.count(1)
 
-    def __init__(self) -> None:
-        self.kind = ("owner", next(self._numbers))
+    def __init__(self, *, stays: bool = False) -> None:
+        self.number = next(self._numbers)
+        self.kind = ("owner", self.number)
+        self.stays = stays
         self._initializer: bytes | None = None
 
     def initializer(self, options: Options) -> bytes:
@@ -304,6 +309,10 @@ class HostJob:
             _payload.takes_plain(self._options.serializer) and self._job.submit_call(task, *call)
         ):
             self._job.submit(task, _dump_call(self._options, *call))
+
+    def submit_packed(self, task: int, data: bytes | _core.Parcel) -> None:
+        """Adds a call that `pack_call` has pickled."""
+        self._job.submit(task, data)
 
     def submit_items(self, items: list[Any], start: int, most: int) -> int:
         """
@@ -625,6 +634,7 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
         "env": dict(options.env) if options.env is not None else None,
         "cwd": options.cwd,
         "max_memory": options.max_memory,
+        "stays": owner is not None and owner.stays,
     }
     env = tuple(sorted(options.env.items())) if options.env is not None else None
     kind = (
@@ -651,14 +661,25 @@ def _dump_initializer(options: Options) -> bytes:
     return _payload.dumps(options.serializer, pair, "initializer")
 
 
-def _dump_call(
+def pack_call(
     options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bytes | _core.Parcel:
+    """A call as it can be sent more than once."""
+    return _dump_call(options, args, kwargs, is_kept=True)
+
+
+def _dump_call(
+    options: Options,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    is_kept: bool = False,
 ) -> bytes | _core.Parcel:
     serializer, call = options.serializer, (args, kwargs)
     parts = _payload.parts_of(serializer, call)
     if parts is not None:
         # What may have to be sent again must stay as it is.
-        return parts.sent(given=not options.retries)
+        return parts.sent(given=not (is_kept or options.retries))
     try:
         data = serializer.dumps(call)
     except KeyboardInterrupt:

@@ -67,6 +67,7 @@ class Options:
     budget: float | None = None
     max_memory: int | None = None
     cpus: int | None = None
+    # Not for users: who alone has the workers.
     owner: Owner | None = None
 
     def __init__(self, **values: Any) -> None:
@@ -89,6 +90,10 @@ CALL_OPTIONS = frozenset({
     "preload", "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
 })  # fmt: skip
 FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
+# An instance stays in its worker, and a method that has failed halfway is not called again unasked.
+ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
+# What a call can have for itself, in a worker that is there.
+METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
 PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
 

@@ -84,6 +84,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
+        decorated = _payload._decorated(cls)
+        if decorated is not None:
+            return _payload._unwrap, (decorated,)
         token = _token(cls)
         if self._towards_host and token is not None and token not in _payload._own_tokens:
             return _payload._class_of_token, (token,)

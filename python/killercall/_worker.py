@@ -30,6 +30,9 @@ else:
 
 # Seconds after which an idle worker ends.
 IDLE_LIMIT = 60.0
+# Of one that holds an instance, which ends when nobody can call that any more: longer than any
+# process lives.
+_NEVER = 3e8
 
 
 class Inherited:
@@ -128,6 +131,8 @@ class _Worker:
         self._max_memory: int | None = None
         # Set when this process is not fit for another call.
         self._spent = False
+        # Whether it holds what the host cannot have again from another worker.
+        self._stays = False
         self._ready = False
         self._running: _Function | None = None
         # Whether an exception came out of the function itself.
@@ -141,10 +146,9 @@ class _Worker:
         _prepare_process(self._channel)
         self._channel.serve(self)
 
-    @staticmethod
-    def idle_limit() -> float:
+    def idle_limit(self) -> float:
         """Seconds without a request after which to end."""
-        return IDLE_LIMIT
+        return _NEVER if self._stays else IDLE_LIMIT
 
     def answer(
         self,
@@ -205,8 +209,8 @@ class _Worker:
             raise _Leave(_exit_status(error)) from None
         known = self._functions.get(number)
         # What fails outside of the function may fail for all that come after, if a call has
-        # cleared `sys.modules`, say.
-        self._spent |= not self._raised
+        # cleared `sys.modules`, say. But an instance must not be lost for one bad result.
+        self._spent |= not (self._raised or self._stays)
         if self._max_memory is not None and _lacks_memory(error):
             error = self._over_memory(known, error)
         retryable = known is not None and _is_one_of(error, known.retry_on)
@@ -277,6 +281,7 @@ class _Worker:
         self._follow = {"cwd": setup["cwd"] is None, "environment": setup["env"] is None}
         self._inherited = setup["inherited"]
         self._max_memory = setup["max_memory"]
+        self._stays = setup["stays"]
         if self._inherited:
             _payload.become_worker(_hide_main())
             sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] - as long as the process
@@ -392,6 +397,8 @@ class _Worker:
 
 
 _MISSING = object()
+# Of the frames between the loop and the user's function.
+_OWN_FILES = frozenset({__file__, os.path.join(os.path.dirname(__file__), "_objects.py")})
 
 
 def _rehearsed(value: object) -> object:
@@ -492,7 +499,7 @@ def _format(error: BaseException) -> str:
     import traceback
 
     trace = vars(BaseException)["__traceback__"].__get__(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
