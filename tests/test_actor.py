@@ -297,8 +297,10 @@ def test_the_constructor_has_the_deadline() -> None:
 
 
 def test_what_the_constructor_raises_is_raised() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'no'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no'") as caught:
         Counter(no=1)  # type: ignore[call-arg]
+    # Though the traceback is kept.
+    assert caught.tb is not None
     assert wait_until(lambda: _host.idle_workers() == 0, PATIENCE)
 
 
@@ -318,6 +320,14 @@ def kill_idle(actor: Any) -> None:
     assert wait_until(lambda: pid in _host._shared.roster.idle_pids(), PATIENCE)
     os.kill(pid, signal.SIGKILL)
     assert gone(pid)
+
+
+@pytest.mark.parametrize("options", [{"serializer": "pickle"}, {"start_method": "spawn"}])
+def test_restart_with_other_options(options: dict[str, Any]) -> None:
+    actor = killer_actor(Plain, timeout=30, **options)([1])
+    assert actor.get() == [1]
+    kill_idle(actor)
+    assert actor.get() == [1]
 
 
 def test_large_arguments_of_the_constructor_serve_again() -> None:

@@ -366,6 +366,9 @@ class _ActorCall(_futures.Call):
 
     def _leave(self) -> None:
         instance = self._instance
+        if self._is_constructor and self._is_building:
+            # Nobody has an actor to call; but who keeps the traceback keeps one.
+            instance.is_lost = True
         self._release()
         self.lane.leave(self)
         instance.tidy()
@@ -671,12 +674,7 @@ class ActorClass(_Generic[P]):
         instance = _Instance(self, args, kwargs)
         actor = Actor(self, instance)
         instance.finalize(actor)
-        try:
-            instance.wait(_ActorCall(instance, None, None, None))
-        except BaseException:
-            # The traceback holds the actor.
-            instance.end()
-            raise
+        instance.wait(_ActorCall(instance, None, None, None))
         return actor
 
     def __getattr__(self, name: str) -> Any:
