@@ -2,7 +2,7 @@
 Functions that answer in time or die.
 
 `killer_call` runs a function in a supervised worker process and kills it at its deadline;
-`killer_pmap` maps in parallel with a deadline for every item.
+`killer_pmap` maps in parallel with a deadline for every item, and `killer_imap` does so lazily.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
+    from killercall._imap import killer_imap
     from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
     from killercall._pool import KillerPool
@@ -62,6 +63,7 @@ _HOMES = {
     "__version__": "_core",
     "killer_actor": "_actor",
     "killer_call": "_call",
+    "killer_imap": "_imap",
     "killer_pipeline": "_pipeline",
     "killer_pmap": "_pmap",
     "preload": "_host",
@@ -98,6 +100,7 @@ __all__ = [
     "__version__",
     "killer_actor",
     "killer_call",
+    "killer_imap",
     "killer_pipeline",
     "killer_pmap",
     "preload",

@@ -251,7 +251,7 @@ def _end(process: int, owner: Owner) -> None:
 
 def _job(plan: Plan, packed: bytes | _core.Parcel) -> HostJob:
     job = plan.job()
-    job.submit_packed(0, packed)
+    job.submit_dumped(0, packed)
     return job
 
 

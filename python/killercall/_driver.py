@@ -41,6 +41,10 @@ class Run:
     job: HostJob
     has_deadline: bool = True
 
+    def collect(self) -> None:
+        """Something has ended that can be taken from the job."""
+        self.on_done(self.job.take())
+
     def on_done(self, outcomes: list[_core.Outcome]) -> None:
         """Takes what has ended."""
         raise NotImplementedError
@@ -105,6 +109,25 @@ class Driver:
             self.tell(action)
             return True
 
+    def may_wait(self) -> bool:
+        """
+        Whether the calling thread may wait for an action of its own.
+
+        Not if it is the driver's; nor if a finalizer interrupts `tell`, whose lock the driver's
+        thread may be waiting for.
+        """
+        return not (self.is_current() or self._lock._is_owned())  # type: ignore[attr-defined]
+
+    @property
+    def is_exiting(self) -> bool:
+        """Whether the interpreter is about to end."""
+        return self._is_exiting
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has ended for good."""
+        return self._is_exiting and self._thread is None
+
     def check_open(self) -> None:
         """Raises `RuntimeError` when it is too late for anything new."""
         if self._is_exiting:
@@ -159,7 +182,7 @@ class Driver:
             return
         for run in (runs[place] for place in places):
             if run in self._runs:
-                self.perform(functools.partial(_take, run))
+                self.perform(run.collect)
 
     def _linger(self, waker: _core.Waker) -> bool:
         """Whether there is something to do, after a wait for it."""
@@ -216,10 +239,6 @@ class Driver:
 
         self.tell(begin)
         stopped.wait()
-
-
-def _take(run: Run) -> None:
-    run.on_done(run.job.take())
 
 
 _current: Driver | None = None

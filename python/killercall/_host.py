@@ -310,9 +310,13 @@ class HostJob:
         ):
             self._job.submit(task, _dump_call(self._options, *call))
 
-    def submit_packed(self, task: int, data: bytes | _core.Parcel) -> None:
-        """Adds a call that `pack_call` has pickled."""
-        self._job.submit(task, data)
+    def dump(self, call: Call) -> bytes | _core.Parcel:
+        """Pickles a call for `submit_dumped`; the user's code may run. Any thread may call this."""
+        return _dump_call(self._options, *call)
+
+    def submit_dumped(self, task: int, dumped: bytes | _core.Parcel) -> None:
+        """Adds a call that is pickled already."""
+        self._job.submit(task, dumped)
 
     def submit_items(self, items: list[Any], start: int, most: int) -> int:
         """
@@ -345,6 +349,10 @@ class HostJob:
         """The same; plain values go to their places, and their number comes with the others."""
         placed, outcomes = self._job.wait_into(values)
         return placed, self._unless_exiting(outcomes)
+
+    def take_into(self, values: list[Any]) -> tuple[int, list[_core.Outcome]]:
+        """As `wait_into`, for the driver's thread, when it knows that something has ended."""
+        return self._job.wait_into(values)
 
     @staticmethod
     def _unless_exiting(outcomes: list[_core.Outcome]) -> list[_core.Outcome]:

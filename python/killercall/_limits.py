@@ -41,9 +41,9 @@ def room_for_workers(wanted: int) -> tuple[int, str] | None:
     return None if room >= wanted else (max(room, 1), reason)
 
 
-def warn_of_shortage(wanted: int, workers: int, reason: str) -> None:
+def warn_of_shortage(wanted: int, workers: int, reason: str, *, where: str = "killer_pmap") -> None:
     """Says that a map has fewer workers than were asked for."""
-    message = f"killer_pmap runs with {workers} of {wanted} workers: {reason}"
+    message = f"{where} runs with {workers} of {wanted} workers: {reason}"
     import warnings
 
     warnings.warn(message, RuntimeWarning, stacklevel=_level_of_caller())

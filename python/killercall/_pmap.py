@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
-from killercall._exceptions import KillerError, SerializationError, add_note
+from killercall._exceptions import SerializationError
 from killercall._host import Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
+from killercall._results import Results
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     from killercall import _core
@@ -79,66 +80,62 @@ def killer_pmap(
         >>> killer_pmap(nap, [0, 0.1, 30], cpus=2, timeout=1)
         [0, 0.1, None]
     """
-    check_function(func)
-    if isinstance(func, KillerFunction):
-        # The map has deadlines of its own; one worker an item is enough.
-        func = func.__wrapped__
+    func = check_mapped(func)
     workers = default_workers() if cpus is None else check_count("cpus", cpus, 1)
-    base = Options(timeout=check_timeout("timeout", timeout), on_timeout="default")
-    checked = update(base, options, allowed=MAP_OPTIONS, where="killer_pmap")
-    items = _read(iterable)
+    checked = check_options(timeout, options, where="killer_pmap")
+    items = list(check_iterable(iterable))
     if not items:
         return []
     if is_inline():
-        return _Inline(func, items, checked).run()
+        results = Results(checked)
+        return [
+            run_item_inline(func, checked, results, index, item) for index, item in enumerate(items)
+        ]
     check_depth()
-    workers = min(workers, len(items))
-    found = room_for_workers(workers)
-    if found is not None:
-        warn_of_shortage(workers, *found)
-        workers = found[0]
+    workers = as_many_as_fit(min(workers, len(items)), "killer_pmap")
     return _Map(func, items, workers, checked).run()
 
 
-def _read(iterable: Any) -> list[Any]:
+def check_mapped(func: Any) -> Any:
+    """The function that a map is to call."""
+    check_function(func)
+    # The map has deadlines of its own; one worker an item is enough.
+    return func.__wrapped__ if isinstance(func, KillerFunction) else func
+
+
+def check_options(timeout: Any, options: dict[str, Any], where: str) -> Options:
+    """The options of a map."""
+    base = Options(timeout=check_timeout("timeout", timeout), on_timeout="default")
+    return update(base, options, allowed=MAP_OPTIONS, where=where)
+
+
+def as_many_as_fit(workers: int, where: str) -> int:
+    """As many workers as the system has room for; warns if that is fewer."""
+    found = room_for_workers(workers)
+    if found is None:
+        return workers
+    warn_of_shortage(workers, *found, where=where)
+    return found[0]
+
+
+def check_iterable(iterable: Any) -> Iterator[Any]:
+    """An iterator of it."""
     try:
-        iterator = iter(iterable)
+        iterator: Iterator[Any] = iter(iterable)
     except TypeError:
         kind = type(iterable).__qualname__
         message = f"iterable must be iterable, not {short_repr(iterable)} of type {kind}"
         raise TypeError(message) from None
-    return list(iterator)
+    return iterator
 
 
-class _Results:
-    """Where results and failures go, by the options."""
-
-    def __init__(self, items: list[Any], options: Options) -> None:
-        self.items = items
-        self.options = options
-        self.values: list[Any] = [None] * len(items)
-
-    def fail(self, index: int, failure: BaseException, *, timed_out: bool) -> None:
-        """Puts what the options say in the item's place, or raises."""
-        where = f"item {index} of the map: {short_repr(self.items[index])}"
-        if isinstance(failure, KillerError):
-            failure.item = self.items[index]
-            failure.index = index
-        add_note(failure, where)
-        match self.options.on_timeout if timed_out else self.options.on_error:
-            case "return":
-                self.values[index] = failure
-            case "default":
-                self.values[index] = self.options.default
-            case _:
-                raise failure
-
-
-class _Map(_Results):
+class _Map:
     """One map with its job."""
 
     def __init__(self, func: Any, items: list[Any], workers: int, options: Options) -> None:
-        super().__init__(items, options)
+        self.items = items
+        self.values: list[Any] = [None] * len(items)
+        self._results = Results(options)
         self._workers = workers
         forks = options.start_method == "fork"
         calls: list[Call] | None = [((item,), {}) for item in items] if forks else None
@@ -182,37 +179,19 @@ class _Map(_Results):
             self._job.submit(index, ((self.items[index],), {}))
         except SerializationError as error:
             self._unfinished -= 1
-            self.fail(index, error, timed_out=False)
+            self.values[index] = self._results.of_failure(error, index, self.items[index])
 
     def _take(self, outcome: _core.Outcome) -> None:
         self._unfinished -= 1
         index = outcome.task
-        if outcome.ending == "returned":
-            try:
-                self.values[index] = self._job.value(outcome)
-            except SerializationError as error:
-                self.fail(index, error, timed_out=False)
-            return
-        failure = self._job.failure(outcome)
-        if outcome.ending == "not_started":
-            # No worker, no map: this concerns all items alike.
-            raise failure
-        self.fail(index, failure, timed_out=outcome.ending == "timed_out")
+        self.values[index] = self._results.of(self._job, outcome, index, self.items[index])
 
 
-class _Inline(_Results):
-    """The same in this process, one item after the other, without deadlines."""
-
-    def __init__(self, func: Any, items: list[Any], options: Options) -> None:
-        super().__init__(items, options)
-        self._func = func
-
-    def run(self) -> list[Any]:
-        for index, item in enumerate(self.items):
-            try:
-                self.values[index] = run_inline(self._func, (item,), {}, self.options)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                self.fail(index, error, timed_out=False)
-        return self.values
+def run_item_inline(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
+    """What takes the place of an item that is run in this process, without a deadline."""
+    try:
+        return run_inline(func, (item,), {}, options)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return results.of_failure(error, index, item)
