@@ -117,7 +117,7 @@ def test_input_that_comes_by_and_by_holds_up_nothing() -> None:
 def test_deadlines_are_kept_while_the_consumer_is_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "pids"
     values = killer_imap(
-        lambda x: note_and_hang(x) if x else x, [0, str(path)], 2, timeout=0.5, default="late"
+        lambda x: note_and_hang(x) if x else x, [0, str(path)], 2, timeout=4, default="late"
     )
     assert next(values) == 0
     assert wait_until(lambda: pids_in(path))

@@ -299,9 +299,9 @@ class _Consumer:
         # How many bytes of pickled arguments the native side may have kept.
         self._kept = 0
         self._window = self._least = max(_AHEAD_PER_WORKER * workers, _AHEAD)
-        # When the pace was looked at, and how many items were read since.
+        # When the pace was looked at, and how many items have ended since.
         self._since = time.monotonic()
-        self._read_since = 0
+        self._ended = 0
 
     def results(self) -> Generator[Any, None, None]:
         """What takes the places of the items."""
@@ -384,7 +384,6 @@ class _Consumer:
         if start < number:
             batch.append((start, number))
         self._pending.extend(range(first, number))
-        self._read_since += number - first
         self._next = number
         if batch:
             self._send(batch)
@@ -417,15 +416,15 @@ class _Consumer:
 
     def _look_at_pace(self) -> None:
         """Reads farther ahead as long as items are quick."""
-        if self._read_since < self._window:
+        if self._ended < self._window:
             return
         now = time.monotonic()
-        each = (now - self._since) / self._read_since
+        each = (now - self._since) / self._ended
         if each < _QUICK:
             self._window = max(min(2 * self._window, _AHEAD_OF_QUICK), self._least)
         elif each > 10 * _QUICK:
             self._window = self._least
-        self._since, self._read_since = now, 0
+        self._since, self._ended = now, 0
 
     def _meet_driver(self) -> None:
         """Finds out who drives, before anything is left to the driver or expected of it."""
@@ -491,6 +490,7 @@ class _Consumer:
         """Whatever can be yielded by now is ready."""
         items, values = self._stream.items, self._stream.values
         pending, ready = self._pending, self._ready
+        before = len(ready)
         for _ in range(len(pending)):
             number = pending.popleft()
             value = values[number]
@@ -503,6 +503,7 @@ class _Consumer:
                 break
             else:
                 pending.append(number)
+        self._ended += len(ready) - before
 
     def wind_down(self) -> None:
         """Ends what is unfinished, with its grace period."""
