@@ -78,7 +78,6 @@ OPTIONS = [
     ({"on_timeout": "ignore"}, ValueError, "on_timeout must be one of .*'ignore'"),
     ({"on_timeout": "partial"}, ValueError, "'partial' is not available yet"),
     ({"progress": True}, TypeError, "does not have the option 'progress' yet"),
-    ({"outcomes": True}, TypeError, "does not have the option 'outcomes' yet"),
     ({"seed": 1}, TypeError, "does not have the option 'seed' yet"),
     ({"max_memory": 0}, ValueError, "max_memory must be greater than 0 bytes, .*not 0"),
     ({"max_memory": -5}, ValueError, "max_memory must be greater than 0 bytes, .*not -5"),
@@ -109,6 +108,7 @@ MAP_OPTIONS = [
     ({"cpus": 1.0}, TypeError, "cpus must be a whole number, not 1.0"),
     ({"cpus": "2"}, TypeError, "cpus must be a whole number, not '2'"),
     ({"budget": 0}, ValueError, "budget must be greater than 0"),
+    ({"outcomes": "all"}, TypeError, "outcomes must be True or False, not 'all'"),
     ({"on_error": "ignore"}, ValueError, "on_error must be one of .*'ignore'"),
 ]
 
@@ -120,7 +120,7 @@ def test_map_option(options: dict[str, Any], error: type[Exception], match: str)
         killer_pmap(identity, [1], **options)
 
 
-@pytest.mark.parametrize("name", ["budget", "on_error"])
+@pytest.mark.parametrize("name", ["budget", "on_error", "outcomes"])
 def test_call_does_not_take_options_of_map(name: str) -> None:
     """A call has no budget and no items."""
     with pytest.raises(TypeError, match=f"killer_call has no option '{name}'"):

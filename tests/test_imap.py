@@ -13,7 +13,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import pytest
 
 import hostile
@@ -24,6 +23,12 @@ from processes import PATIENCE, is_running, run_script, took, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_of_libraries() -> None:
+    """They start some that stay, which no test has left."""
+    __import__("numpy")
 
 
 def double(x: int) -> int:
@@ -261,6 +266,8 @@ def test_items_of_all_kinds_and_sizes() -> None:
 
 
 def test_large_items_and_results() -> None:
+    import numpy
+
     source = (numpy.full(300_000, number) for number in range(30))
     for number, value in enumerate(killer_imap(lambda x: x + 1, source, 2)):
         assert (value == number + 1).all()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
     from killercall._imap import killer_imap
+    from killercall._outcomes import Outcome, Outcomes
     from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
     from killercall._pool import KillerPool
@@ -56,6 +57,8 @@ _HOMES = {
     "KillerFuture": "_futures",
     "KillerPool": "_pool",
     "MemoryLimitExceeded": "_exceptions",
+    "Outcome": "_outcomes",
+    "Outcomes": "_outcomes",
     "SerializationError": "_exceptions",
     "TimeoutError": "_exceptions",
     "WorkerDied": "_exceptions",
@@ -93,6 +96,8 @@ __all__ = [
     "KillerFuture",
     "KillerPool",
     "MemoryLimitExceeded",
+    "Outcome",
+    "Outcomes",
     "SerializationError",
     "TimeoutError",
     "WorkerDied",

@@ -29,8 +29,9 @@ from killercall._pmap import (
     check_mapped,
     check_options,
     run_item_inline,
+    wrapped,
 )
-from killercall._results import Results
+from killercall._results import NEVER_SENT, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from queue import SimpleQueue
     from typing import Any, TypeVar
 
-    from killercall._host import HostJob
     from killercall._options import Options
 
     T = TypeVar("T")
@@ -107,7 +107,7 @@ def killer_imap(
         ordered: whether results come in the order of the items (the default), or as they end.
         **options: as for `killer_pmap`; `start_method="fork"` excepted, as its workers inherit all
             items when they start. After the `budget` is spent, all further items count as timed
-            out.
+            out. With `outcomes=True` it yields `Outcome` records.
 
     Returns:
         A generator. Nothing runs before its first `next()`.
@@ -141,12 +141,12 @@ def killer_imap(
     iterator = check_iterable(iterable)
     if is_inline():
         return _run_inline(func, iterator, checked)
-    return _run(Plan(func, checked), iterator, workers, checked, ordered=ordered)
+    return _run(Plan(wrapped(func, checked), checked), iterator, workers, checked, ordered=ordered)
 
 
 def _run_inline(func: Any, iterator: Iterator[Any], options: Options) -> Generator[Any, None, None]:
     """The same in this process, one item after the other, without deadlines."""
-    results = Results(options)
+    results = results_for(options)
     for index, item in enumerate(iterator):
         yield run_item_inline(func, options, results, index, item)
 
@@ -185,8 +185,10 @@ class _Stream(_driver.Run):
     # Nobody knows when the consumer goes on, so the end of the interpreter does not wait for it.
     has_deadline = False
 
-    def __init__(self, job: HostJob) -> None:
-        self.job = job
+    def __init__(self, plan: Plan, workers: int, options: Options) -> None:
+        # Of what comes in bulk there is the value, and nothing else.
+        self._bulk = not options.outcomes
+        self.job = plan.job(workers, options.budget, bulk=self._bulk)
         self.driver = _driver.current()
         self.items: list[Any] = [None] * _NUMBERS
         self.values: list[Any] = [_PENDING] * _NUMBERS
@@ -218,13 +220,19 @@ class _Stream(_driver.Run):
     def collect(self) -> None:
         """Takes what has ended."""
         try:
-            self._report(*self.job.take_into(self.values))
+            if self._bulk:
+                self._report(*self.job.take_into(self.values))
+            else:
+                self._report(0, self.job.take())
         except BaseException as error:
             self.fail(error)
 
     def wait(self) -> None:
         """The same, after a wait for it; for the consumer, if nobody else drives."""
-        self._report(*self.job.wait_into(self.values))
+        if self._bulk:
+            self._report(*self.job.wait_into(self.values))
+        else:
+            self._report(0, self.job.wait())
 
     def _report(self, placed: int, outcomes: list[_core.Outcome]) -> None:
         self.unfinished -= placed + len(outcomes)
@@ -276,14 +284,14 @@ class _Consumer:
         self._is_closed = False
         # Until something is sent.
         self._plan: Plan | None = plan
-        self._stream = _Stream(plan.job(workers, options.budget, bulk=True))
+        self._stream = _Stream(plan, workers, options)
         self._driver = self._stream.driver
         # Whether this drives the job itself.
         self._drives = not self._stream.is_driven
         # Until it has ended, or failed.
         self._iterator: Iterator[Any] | None = iterator
         self._failure: Exception | None = None
-        self._results = Results(options)
+        self._results = results_for(options)
         self._ordered = ordered
         self._takes_plain = _payload.takes_plain(options.serializer)
         # The task with number 0 has the item with this index.
@@ -394,7 +402,7 @@ class _Consumer:
         try:
             dumped = self._stream.job.dump(((item,), {}))
         except SerializationError as error:
-            failed = self._results.of_failure(error, self._base + number, item)
+            failed = self._results.of_failure(error, self._base + number, item, NEVER_SENT)
             self._stream.values[number] = failed
             return
         batch.append((number, dumped))

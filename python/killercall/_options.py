@@ -29,7 +29,6 @@ _NOT_YET = frozenset(
         "engine",
         "forward_logging",
         "forward_output",
-        "outcomes",
         "progress",
         "seed",
     }
@@ -67,6 +66,7 @@ class Options:
     budget: float | None = None
     max_memory: int | None = None
     cpus: int | None = None
+    outcomes: bool = False
     # Not for users: who alone has the workers.
     owner: Owner | None = None
 
@@ -94,7 +94,7 @@ FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
 # What a call can have for itself, in a worker that is there.
 METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
-MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
+MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes"}
 PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
 
 
@@ -341,6 +341,13 @@ def _check_cpus(name: str, value: Any) -> int | None:
     return None if value is None else check_count(name, value, 1)
 
 
+def _check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {short_repr(value)}"
+        raise TypeError(message)
+    return value
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "budget": check_timeout,
     "cpus": _check_cpus,
@@ -353,6 +360,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_memory": _check_max_memory,
     "on_error": _check_on_failure,
     "on_timeout": _check_on_failure,
+    "outcomes": _check_flag,
     "preload": _check_preload,
     "retries": _check_retries,
     "retry_on": _check_retry_on,

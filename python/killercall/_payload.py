@@ -306,6 +306,8 @@ def track_classes(function: Any) -> None:
     """
     from cloudpickle import cloudpickle as _internals
 
+    if not isinstance(function, types.FunctionType):
+        function = getattr(function, "__wrapped__", function)
     function = getattr(function, "__func__", function)
     for _, part in _parts(function) if isinstance(function, types.FunctionType) else ():
         if isinstance(part, type) and "<locals>" in part.__qualname__:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import SerializationError
-from killercall._host import Plan, check_depth, is_inline
+from killercall._host import Plan, check_depth, is_async, is_inline, name_of
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
+from killercall._outcomes import Outcomes
 from killercall._payload import short_repr
-from killercall._results import Results
+from killercall._results import NEVER_SENT, Here, Results, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +59,11 @@ def killer_pmap(
             `on_error` ("raise" unless given): "default", "raise", or "return", where the
             exception object takes the item's place; `retries`: a failed item goes to the back of
             the queue; `budget`: seconds for the whole map, after which what is unfinished counts
-            as timed out.
+            as timed out; `outcomes=True`: a record of each item, failures included, instead of its
+            value; nothing is raised for an item then.
 
     Returns:
-        A list with one entry an item.
+        A list with one entry an item; with `outcomes=True`, `Outcomes`.
 
     Raises:
         TypeError: a wrong type of argument, or an unknown option.
@@ -85,15 +90,20 @@ def killer_pmap(
     checked = check_options(timeout, options, where="killer_pmap")
     items = list(check_iterable(iterable))
     if not items:
-        return []
+        return _in_list(checked, [])
     if is_inline():
-        results = Results(checked)
-        return [
+        results = results_for(checked)
+        values = [
             run_item_inline(func, checked, results, index, item) for index, item in enumerate(items)
         ]
+        return _in_list(checked, values)
     check_depth()
     workers = as_many_as_fit(min(workers, len(items)), "killer_pmap")
-    return _Map(func, items, workers, checked).run()
+    return _in_list(checked, _Map(func, items, workers, checked).run())
+
+
+def _in_list(options: Options, values: list[Any]) -> list[Any]:
+    return Outcomes(values, default=options.default) if options.outcomes else values
 
 
 def check_mapped(func: Any) -> Any:
@@ -135,12 +145,14 @@ class _Map:
     def __init__(self, func: Any, items: list[Any], workers: int, options: Options) -> None:
         self.items = items
         self.values: list[Any] = [None] * len(items)
-        self._results = Results(options)
+        self._results = results_for(options)
         self._workers = workers
         forks = options.start_method == "fork"
         calls: list[Call] | None = [((item,), {}) for item in items] if forks else None
-        self._plan: Plan | None = Plan(func, options, calls)
-        self._job = self._plan.job(workers, options.budget, bulk=True)
+        self._plan: Plan | None = Plan(wrapped(func, options), options, calls)
+        # Of what comes in bulk there is the value, and nothing else.
+        self._bulk = not options.outcomes
+        self._job = self._plan.job(workers, options.budget, bulk=self._bulk)
         self._next = 0
         self._unfinished = len(items)
 
@@ -148,8 +160,7 @@ class _Map:
         with self._job.scope:
             self._feed()
             while self._unfinished:
-                placed, outcomes = self._job.wait_into(self.values)
-                self._unfinished -= placed
+                outcomes = self._wait()
                 for outcome in outcomes:
                     self._take(outcome)
                 self._feed()
@@ -157,6 +168,14 @@ class _Map:
         if shortage is not None:
             warn_of_shortage(self._workers, *shortage)
         return self.values
+
+    def _wait(self) -> list[_core.Outcome]:
+        """Waits until something has ended, and returns what is not in its place yet."""
+        if not self._bulk:
+            return self._job.wait()
+        placed, outcomes = self._job.wait_into(self.values)
+        self._unfinished -= placed
+        return outcomes
 
     def _feed(self) -> None:
         """Keeps the queue full, so that no worker waits for the host to pickle."""
@@ -179,7 +198,9 @@ class _Map:
             self._job.submit(index, ((self.items[index],), {}))
         except SerializationError as error:
             self._unfinished -= 1
-            self.values[index] = self._results.of_failure(error, index, self.items[index])
+            self.values[index] = self._results.of_failure(
+                error, index, self.items[index], NEVER_SENT
+            )
 
     def _take(self, outcome: _core.Outcome) -> None:
         self._unfinished -= 1
@@ -187,11 +208,32 @@ class _Map:
         self.values[index] = self._results.of(self._job, outcome, index, self.items[index])
 
 
+def wrapped(func: Any, options: Options) -> Any:
+    """The function as a worker is to have it."""
+    if not options.outcomes:
+        return func
+    from killercall._wrapped import Wrapped
+
+    return Wrapped(func, name_of(func), is_async=is_async(func))
+
+
 def run_item_inline(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
     """What takes the place of an item that is run in this process, without a deadline."""
+    attempts, began = 0, time.monotonic()
+
+    def attempt() -> Any:
+        nonlocal attempts, began
+        attempts, began = attempts + 1, time.monotonic()
+        return func(item)
+
+    def ended(ending: str) -> Here:
+        elapsed = time.monotonic() - began
+        return Here(ending, pid=os.getpid(), elapsed=elapsed, attempts=attempts)
+
     try:
-        return run_inline(func, (item,), {}, options)
+        value = run_inline(attempt, (), {}, options)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return results.of_failure(error, index, item)
+        return results.of_failure(error, index, item, ended("raised"))
+    return results.of_value(value, index, item, ended("returned"))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from killercall._exceptions import KillerError, SerializationError, add_note
+from killercall._outcomes import Outcome
 from killercall._payload import short_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from killercall import _core
     from killercall._host import HostJob
     from killercall._options import Options
 
+    # How an item ended: as the native side tells it, or as we have seen it here.
+    Ended: TypeAlias = "_core.Outcome | Here"
+
 
 class Results:
-    """The rules of one map."""
+    """What `killer_pmap` and `killer_imap` give by default: values, and what the options say."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -24,24 +28,25 @@ class Results:
         """What takes the place of an item by its outcome; or raises what ends the map."""
         if outcome.ending == "returned":
             try:
-                return job.value(outcome)
+                value = job.value(outcome)
             except SerializationError as error:
-                return self.of_failure(error, index, item)
+                return self.of_failure(error, index, item, outcome)
+            return self.of_value(value, index, item, outcome)
         failure = job.failure(outcome)
         if outcome.ending == "not_started":
             # No worker, no map: this concerns all items alike.
             raise failure
-        return self.of_failure(failure, index, item, timed_out=outcome.ending == "timed_out")
+        return self.of_failure(failure, index, item, outcome)
 
-    def of_failure(
-        self, failure: BaseException, index: int, item: Any, *, timed_out: bool = False
-    ) -> Any:
+    def of_value(self, value: Any, _index: int, _item: Any, _outcome: Ended) -> Any:
+        """What takes the place of an item that returned."""
+        return value
+
+    def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Any:
         """What takes the place of an item that failed; or raises its failure."""
-        if isinstance(failure, KillerError):
-            failure.item = item
-            failure.index = index
-        add_note(failure, f"item {index} of the map: {short_repr(item)}")
-        match self._options.on_timeout if timed_out else self._options.on_error:
+        describe(failure, index, item)
+        is_late = outcome.ending == "timed_out"
+        match self._options.on_timeout if is_late else self._options.on_error:
             case "return":
                 return failure
             case "default":
@@ -50,4 +55,78 @@ class Results:
                 raise failure
 
 
-__all__ = ["Results"]
+class Records(Results):
+    """With `outcomes=True`: a record of each item, and nothing is raised for one."""
+
+    def of_value(self, value: Any, index: int, item: Any, outcome: Ended) -> Outcome:
+        """Its record."""
+        peak = None
+        if not isinstance(outcome, Here):
+            # From a worker, where the function was a wrapped one.
+            value, peak = value
+        return self._record(outcome, index, item, "returned", value=value, peak_memory=peak)
+
+    def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Outcome:
+        """Its record."""
+        describe(failure, index, item)
+        return self._record(
+            outcome,
+            index,
+            item,
+            _STATUSES.get(outcome.ending, "raised"),
+            error=failure,
+            peak_memory=outcome.over_memory,
+        )
+
+    @staticmethod
+    def _record(outcome: Ended, index: int, item: Any, status: str, **more: Any) -> Outcome:
+        return Outcome(
+            index,
+            item,
+            status,
+            seconds=outcome.elapsed,
+            pid=outcome.pid,
+            attempts=outcome.attempts,
+            **more,
+        )
+
+
+class Here:
+    """How an item ended that no worker has had; as `_core.Outcome` tells it of others."""
+
+    over_memory: int | None = None
+
+    def __init__(
+        self, ending: str, *, pid: int | None = None, elapsed: float = 0.0, attempts: int = 0
+    ) -> None:
+        self.ending = ending
+        self.pid = pid
+        self.elapsed = elapsed
+        self.attempts = attempts
+
+
+NEVER_SENT = Here("raised")
+
+# Of all others it is "raised": of "returned" too, where the value could not be had.
+_STATUSES = {
+    "timed_out": "timed_out",
+    "died": "died",
+    "over_memory": "died",
+    "cancelled": "cancelled",
+}
+
+
+def results_for(options: Options) -> Results:
+    """The rules of a map with these options."""
+    return Records(options) if options.outcomes else Results(options)
+
+
+def describe(failure: BaseException, index: int, item: Any) -> None:
+    """Says in a failure which item it is about."""
+    if isinstance(failure, KillerError):
+        failure.item = item
+        failure.index = index
+    add_note(failure, f"item {index} of the map: {short_repr(item)}")
+
+
+__all__ = ["NEVER_SENT", "Here", "Records", "Results", "describe", "results_for"]

@@ -7,7 +7,7 @@ import os
 # How the lines of our machinery begin.
 _OURS = tuple(
     f'  File "{os.path.join(os.path.dirname(__file__), name)}.py"'
-    for name in ("_worker", "_forkserver", "_host", "_objects")
+    for name in ("_worker", "_forkserver", "_host", "_objects", "_wrapped")
 )
 # How the stack of a thread begins; that of the one in question comes first.
 _CURRENT = "Current thread 0x"

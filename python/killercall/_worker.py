@@ -397,8 +397,11 @@ class _Worker:
 
 
 _MISSING = object()
-# Of the frames between the loop and the user's function.
-_OWN_FILES = frozenset({__file__, os.path.join(os.path.dirname(__file__), "_objects.py")})
+# The files of what stands around the user's function.
+_OURS = (
+    __file__,
+    *(os.path.join(os.path.dirname(__file__), name) for name in ("_objects.py", "_wrapped.py")),
+)
 
 
 def _rehearsed(value: object) -> object:
@@ -499,7 +502,7 @@ def _format(error: BaseException) -> str:
     import traceback
 
     trace = vars(BaseException)["__traceback__"].__get__(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))

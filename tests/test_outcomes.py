@@ -1,0 +1,230 @@
+"""Maps with `outcomes=True`, `seed=` and `progress=`."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import hostile
+import killercall
+from killercall import Outcome, Outcomes, killer_imap, killer_pmap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+METHODS = ["forkserver", "spawn", "fork"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_of_libraries() -> None:
+    """They start some that stay, which no test has left."""
+    __import__("pandas")
+
+
+def end_as_told(item: Any) -> Any:
+    match item:
+        case "raise":
+            message = "as told"
+            raise ValueError(message)
+        case "hang":
+            time.sleep(60)
+        case "die":
+            os._exit(7)
+        case "odd":
+            return lambda: (yield)
+    return item
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_record_of_each_item(method: str) -> None:
+    """Nothing is raised, whatever happened."""
+    items = [1, "raise", "hang", "die", 2]
+    outcomes = killer_pmap(
+        end_as_told, items, 2, timeout=3, outcomes=True, default=-1, start_method=method
+    )
+    assert isinstance(outcomes, Outcomes) and isinstance(outcomes, list)
+    expected = ["returned", "raised", "timed_out", "died", "returned"]
+    assert expected == [outcome.status for outcome in outcomes]
+    assert list(range(5)) == [outcome.index for outcome in outcomes]
+    assert items == [outcome.item for outcome in outcomes]
+    assert [1, -1, -1, -1, 2] == outcomes.values()
+    assert [1, None, None, None, 2] == [outcome.value for outcome in outcomes]
+    assert [1] * 5 == [outcome.attempts for outcome in outcomes]
+    assert all(isinstance(outcome.pid, int) and outcome.pid > 0 for outcome in outcomes)
+    assert all(outcome.pid != os.getpid() for outcome in outcomes)
+    assert [True, False, False, False, True] == [bool(found.peak_memory) for found in outcomes]
+    assert 3 <= outcomes[2].seconds < 30 and 0 < outcomes[0].seconds < 3
+    raised, late, died = (outcome.error for outcome in outcomes[1:4])
+    assert isinstance(raised, ValueError) and isinstance(late, killercall.TimeoutError)
+    assert isinstance(died, killercall.WorkerDied) and died.exitcode == 7
+    assert ("hang", 2, "end_as_told") == (late.item, late.index, late.function)
+    assert "function 'end_as_told' timed out after 3s" == str(late)
+    assert "in end_as_told" in (late.stack or "") and "_wrapped.py" not in (late.stack or "")
+    assert "_wrapped.py" not in str(raised.__cause__) and "as told" in str(raised.__cause__)
+    counts = {"returned": 2, "raised": 1, "timed_out": 1, "died": 1, "cancelled": 0}
+    assert counts == outcomes.counts()
+
+
+def test_many_items_have_times_and_pids_of_their_own() -> None:
+    outcomes = killer_pmap(
+        lambda x: (time.sleep(x), os.getpid()), [0.0, 0.1] * 40, 2, outcomes=True
+    )
+    for outcome in outcomes:
+        assert outcome.pid == outcome.value[1]
+        assert outcome.item <= outcome.seconds + 0.001
+    assert sum(outcome.seconds for outcome in outcomes if not outcome.item) < 4
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_imap_yields_records(ordered: bool) -> None:
+    items = [1, "raise", "hang", "die", 2]
+    found = list(killer_imap(end_as_told, items, 2, timeout=3, ordered=ordered, outcomes=True))
+    if ordered:
+        assert list(range(5)) == [outcome.index for outcome in found]
+    by_item = {outcome.item: outcome.status for outcome in found}
+    expected = {1: "returned", 2: "returned", "raise": "raised", "hang": "timed_out", "die": "died"}
+    assert expected == by_item
+
+
+def test_what_cannot_be_pickled_has_a_record() -> None:
+    items = [lambda: (yield), iter([]), (x for x in ()), 3]
+    for run in (killer_pmap, killer_imap):
+        outcomes = list(run(lambda x: 0, items, 2, outcomes=True))
+        third, last = outcomes[2:]
+        assert ("raised", 0, None) == (third.status, third.attempts, third.pid)
+        assert isinstance(third.error, killercall.SerializationError)
+        assert ("returned", 0) == (last.status, last.value)
+    (result,) = killer_pmap(lambda x: (y for y in ()), [1], 1, outcomes=True)
+    assert ("raised", 1) == (result.status, result.attempts)
+    assert isinstance(result.error, killercall.SerializationError)
+
+
+def test_attempts(tmp_path: Path) -> None:
+    def fail_twice(x: int) -> int:
+        with open(tmp_path / str(x), "a", encoding="ascii") as file:
+            file.write(".")
+        if x and os.path.getsize(tmp_path / str(x)) < 3:
+            raise ValueError(x)
+        return x
+
+    outcomes = killer_pmap(fail_twice, [0, 1], 2, retries=5, outcomes=True)
+    assert [(1, "returned"), (3, "returned")] == [(o.attempts, o.status) for o in outcomes]
+    tmp_path.joinpath("1").unlink()
+    outcomes = killer_pmap(fail_twice, [1], 2, retries=1, outcomes=True)
+    assert [(2, "raised")] == [(o.attempts, o.status) for o in outcomes]
+
+
+def test_budget_leaves_records() -> None:
+    outcomes = killer_pmap(hostile.nap, [60] * 4, 1, timeout=None, budget=0.5, outcomes=True)
+    assert ["timed_out"] * 4 == [outcome.status for outcome in outcomes]
+    assert [1, 0, 0, 0] == [outcome.attempts for outcome in outcomes]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is the peak since the start")
+def test_peak_memory_is_that_of_the_item() -> None:
+    """Not that of a large one before it, in the same worker."""
+
+    def take(size: int) -> int:
+        return len(bytearray(os.urandom(1) * size))
+
+    sizes = [0, 200_000_000, 0]
+    small, large, after = killer_pmap(take, sizes, 1, outcomes=True, timeout=60)
+    assert small.pid == large.pid == after.pid
+    assert 200_000_000 < large.peak_memory < 600_000_000
+    assert 1_000_000 < after.peak_memory < 150_000_000
+
+
+def test_memory_limit_is_a_death_with_its_memory() -> None:
+    def fill(_item: int) -> None:
+        held = []
+        while True:
+            held.append(bytearray(os.urandom(1) * 10_000_000))
+
+    (outcome,) = killer_pmap(fill, [0], 1, outcomes=True, max_memory="300MB", timeout=60)
+    assert isinstance(outcome.error, killercall.MemoryLimitExceeded)
+    assert outcome.status in {"died", "raised"}
+
+
+def test_errors_of_the_map_are_raised() -> None:
+    def fail() -> None:
+        message = "no start"
+        raise RuntimeError(message)
+
+    for run in (killer_pmap, killer_imap):
+        with pytest.raises(killercall.WorkerStartError, match="no start"):
+            list(run(abs, [1], 2, initializer=fail, outcomes=True))
+
+
+def test_of_nothing() -> None:
+    empty = killer_pmap(abs, [], outcomes=True)
+    assert isinstance(empty, Outcomes) and [] == empty.values()
+    assert "0 outcomes" in empty._repr_html_()
+    assert 0 == len(empty.to_frame())
+
+
+def test_to_frame() -> None:
+    outcomes = killer_pmap(end_as_told, [[1, 2], "raise", 3], 2, outcomes=True)
+    frame = outcomes.to_frame()
+    columns = "index item status value error seconds pid peak_memory attempts".split()
+    assert columns == list(frame.columns)
+    assert ["returned", "raised", "returned"] == list(frame["status"])
+    assert [[1, 2], "raise", 3] == list(frame["item"])
+    assert frame["error"][1] is outcomes[1].error
+    assert frame["seconds"].sum() > 0 and frame["peak_memory"].isna().tolist() == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_to_frame_without_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="needs the package pandas"):
+        Outcomes().to_frame()
+
+
+def test_summary_in_a_notebook() -> None:
+    outcomes = killer_pmap(end_as_told, ["<b>", "hang", "raise"], 2, timeout=3, outcomes=True)
+    text = outcomes._repr_html_()
+    assert "3 outcomes" in text and "1 timed_out" in text and "died" not in text
+    assert "&lt;b&gt;" in text and "<b>'" not in text
+    assert "in end_as_told" in text
+
+
+def test_records_pickle_and_show() -> None:
+    outcomes = killer_pmap(end_as_told, [1, "raise"], 2, outcomes=True, default=5)
+    again = pickle.loads(pickle.dumps(outcomes))
+    assert isinstance(again, Outcomes) and [1, 5] == again.values()
+    assert repr(outcomes[0]).startswith("<Outcome 0 returned in ")
+    assert "1 -> 1" in repr(outcomes[0]) and "ValueError" in repr(again[1])
+    assert Outcome(0, "x", "cancelled").value is None
+
+
+def test_local_classes_come_back_as_themselves() -> None:
+    class Local:
+        pass
+
+    for method in METHODS:
+        (outcome,) = killer_pmap(lambda _: Local(), [0], 1, outcomes=True, start_method=method)
+        assert type(outcome.value) is Local
+
+
+def test_coroutine_functions() -> None:
+    async def later(x: int) -> int:
+        return 2 * x
+
+    assert [2, 4] == killer_pmap(later, [1, 2], 2, outcomes=True).values()
+
+
+def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILLERCALL_INLINE", "1")
+    for run in (killer_pmap, killer_imap):
+        good, bad = run(end_as_told, [1, "raise"], outcomes=True, retries=2)
+        assert ("returned", 1, 1, os.getpid()) == (good.status, good.value, good.attempts, good.pid)
+        assert ("raised", 3, None) == (bad.status, bad.attempts, bad.peak_memory)
+        assert "item 1 of the map: 'raise'" in bad.error.__notes__[0]
