@@ -228,3 +228,84 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("returned", 1, 1, os.getpid()) == (good.status, good.value, good.attempts, good.pid)
         assert ("raised", 3, None) == (bad.status, bad.attempts, bad.peak_memory)
         assert "item 1 of the map: 'raise'" in bad.error.__notes__[0]
+
+
+def draw(_item: Any) -> tuple[float, float]:
+    import random
+
+    import numpy
+
+    return random.random(), float(numpy.random.random())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seeded_items_draw_the_same_whatever_the_workers(method: str) -> None:
+    expected = killer_pmap(draw, range(20), 1, timeout=60, seed=7)
+    assert 20 == len({first for first, _ in expected}) == len({second for _, second in expected})
+    assert expected == killer_pmap(draw, range(20), 3, timeout=60, seed=7, start_method=method)
+    if method != "fork":
+        values = killer_imap(draw, range(20), 2, timeout=60, seed=7, start_method=method)
+        assert expected == list(values)
+
+
+def test_seeds_differ_and_none_is_none() -> None:
+    runs = [
+        killer_pmap(draw, [0, 0], 1, timeout=60, seed=seed) for seed in (0, -1, 2**80, None, None)
+    ]
+    assert 10 == len({pair for run in runs for pair in run})
+    assert runs[1] == killer_pmap(draw, [0, 0], 1, timeout=60, seed=-1)
+
+
+def test_a_retry_draws_the_same(tmp_path: Path) -> None:
+    """And what ran before in the worker does not matter."""
+
+    def fail_once(item: int) -> Any:
+        drawn = draw(item)
+        path = tmp_path / str(item)
+        if not path.exists():
+            path.touch()
+            raise ValueError(item)
+        return drawn
+
+    expected = killer_pmap(draw, range(6), 1, timeout=60, seed=1)
+    assert expected == killer_pmap(fail_once, range(6), 2, timeout=60, seed=1, retries=1)
+    again = killer_imap(fail_once, range(6), 2, timeout=60, seed=1, outcomes=True, reuse=False)
+    assert expected == [outcome.value for outcome in again]
+
+
+@pytest.mark.parametrize("more", [{}, {"outcomes": True}])
+def test_messages_of_seeded_items_are_those_of_the_function(more: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"seed": 3, "on_error": "return", "on_timeout": "return", **more}
+    for run in (killer_pmap, killer_imap):
+        found = list(
+            run(end_as_told, ["raise", "hang", "die", (x for x in ())], 2, timeout=3, **options)
+        )
+        raised, late, died, unsent = (getattr(entry, "error", entry) for entry in found)
+        assert "function 'end_as_told' timed out after 3s" == str(late)
+        assert ("hang", 1, "die", 2) == (late.item, late.index, died.item, died.index)
+        assert "_wrapped.py" not in str(raised.__cause__) + (late.stack or "")
+        assert "item 0 of the map: 'raise'" in raised.__notes__[0]
+        assert isinstance(unsent, killercall.SerializationError) and unsent.index == 3
+
+
+def test_seed_inline_leaves_the_state_of_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import random
+
+    expected = killer_pmap(draw, range(3), 1, timeout=60, seed=7)
+    monkeypatch.setenv("KILLERCALL_INLINE", "1")
+    before = random.getstate()
+    assert (
+        expected == killer_pmap(draw, range(3), seed=7) == list(killer_imap(draw, range(3), seed=7))
+    )
+    assert before == random.getstate()
+
+
+def test_seed_with_coroutines_and_many_plain_items() -> None:
+    async def later(x: int) -> tuple[int, float]:
+        import random
+
+        return x, random.random()
+
+    expected = killer_pmap(later, range(300), 1, timeout=60, seed=5)
+    assert list(range(300)) == [x for x, _ in expected]
+    assert expected == list(killer_imap(later, range(300), 2, timeout=60, seed=5))

@@ -359,8 +359,7 @@ def run_inline(function: Any, args: Any, kwargs: Any, options: Options) -> Any:
     """One call in this process, for `KILLERCALL_INLINE`: with retries, without a deadline."""
     for attempts_left in range(options.retries, -1, -1):
         try:
-            value = function(*args, **kwargs)
-            return _run_coroutine(value) if isinstance(value, types.CoroutineType) else value
+            return finished(function(*args, **kwargs))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -389,10 +388,13 @@ def check_function(function: Any) -> None:
         raise TypeError(message)
 
 
-def _run_coroutine(coroutine: Any) -> Any:
+def finished(value: Any) -> Any:
+    """The value; of a coroutine what it returns."""
+    if not isinstance(value, types.CoroutineType):
+        return value
     import asyncio
 
-    return asyncio.run(coroutine)
+    return asyncio.run(value)
 
 
 def raise_this(error: BaseException) -> NoReturn:

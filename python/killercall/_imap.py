@@ -29,8 +29,8 @@ from killercall._pmap import (
     check_mapped,
     check_options,
     run_item_inline,
-    wrapped,
 )
+from killercall._prepare import function_for, options_for
 from killercall._results import NEVER_SENT, results_for
 
 TYPE_CHECKING = False
@@ -141,7 +141,13 @@ def killer_imap(
     iterator = check_iterable(iterable)
     if is_inline():
         return _run_inline(func, iterator, checked)
-    return _run(Plan(wrapped(func, checked), checked), iterator, workers, checked, ordered=ordered)
+    return _run(
+        Plan(function_for(func, checked), options_for(checked)),
+        iterator,
+        workers,
+        checked,
+        ordered=ordered,
+    )
 
 
 def _run_inline(func: Any, iterator: Iterator[Any], options: Options) -> Generator[Any, None, None]:
@@ -293,6 +299,8 @@ class _Consumer:
         self._failure: Exception | None = None
         self._results = results_for(options)
         self._ordered = ordered
+        # Whether items travel with their indexes.
+        self._is_seeded = options.seed is not None
         self._takes_plain = _payload.takes_plain(options.serializer)
         # The task with number 0 has the item with this index.
         self._base = 0
@@ -380,6 +388,8 @@ class _Consumer:
             if item is _END:
                 self._iterator = None
                 break
+            if self._is_seeded:
+                item = (self._base + number, item)
             items[number] = item
             number += 1
             if not (self._takes_plain and _is_plain(item)):
@@ -402,8 +412,9 @@ class _Consumer:
         try:
             dumped = self._stream.job.dump(((item,), {}))
         except SerializationError as error:
-            failed = self._results.of_failure(error, self._base + number, item, NEVER_SENT)
-            self._stream.values[number] = failed
+            self._stream.values[number] = self._results.of_failure(
+                error, *self._entry(number), NEVER_SENT
+            )
             return
         batch.append((number, dumped))
         if isinstance(dumped, _core.Parcel):
@@ -487,12 +498,15 @@ class _Consumer:
             raise self._stream.error
         placed, outcomes = news
         self._unfinished -= placed + len(outcomes)
-        items, values = self._stream.items, self._stream.values
         for outcome in outcomes:
-            number = outcome.task
-            values[number] = self._results.of(
-                self._stream.job, outcome, self._base + number, items[number]
+            self._stream.values[outcome.task] = self._results.of(
+                self._stream.job, outcome, *self._entry(outcome.task)
             )
+
+    def _entry(self, number: int) -> tuple[int, Any]:
+        """Index and item of a task."""
+        item = self._stream.items[number]
+        return self._base + number, item[1] if self._is_seeded else item
 
     def _gather(self) -> None:
         """Whatever can be yielded by now is ready."""

@@ -30,7 +30,6 @@ _NOT_YET = frozenset(
         "forward_logging",
         "forward_output",
         "progress",
-        "seed",
     }
 )
 
@@ -67,6 +66,7 @@ class Options:
     max_memory: int | None = None
     cpus: int | None = None
     outcomes: bool = False
+    seed: int | None = None
     # Not for users: who alone has the workers.
     owner: Owner | None = None
 
@@ -94,7 +94,7 @@ FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
 # What a call can have for itself, in a worker that is there.
 METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
-MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes"}
+MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes", "seed"}
 PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
 
 
@@ -348,6 +348,16 @@ def _check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def _check_seed(name: str, value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    message = (
+        f"{name} must be a whole number or None, "
+        f"not {short_repr(value)} of type {type(value).__qualname__}"
+    )
+    raise TypeError(message)
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "budget": check_timeout,
     "cpus": _check_cpus,
@@ -365,6 +375,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retries": _check_retries,
     "retry_on": _check_retry_on,
     "reuse": _check_reuse,
+    "seed": _check_seed,
     "serializer": _check_serializer,
     "start_method": _check_start_method,
     "timeout": check_timeout,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import time
 
-from killercall._call import KillerFunction, check_function, run_inline
+from killercall._call import KillerFunction, check_function, finished, run_inline
 from killercall._cpus import default_workers
 from killercall._exceptions import SerializationError
-from killercall._host import Plan, check_depth, is_async, is_inline, name_of
+from killercall._host import Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
 from killercall._outcomes import Outcomes
 from killercall._payload import short_repr
+from killercall._prepare import function_for, options_for, seeded_here
 from killercall._results import NEVER_SENT, Here, Results, results_for
 
 TYPE_CHECKING = False
@@ -60,7 +61,9 @@ def killer_pmap(
             exception object takes the item's place; `retries`: a failed item goes to the back of
             the queue; `budget`: seconds for the whole map, after which what is unfinished counts
             as timed out; `outcomes=True`: a record of each item, failures included, instead of its
-            value; nothing is raised for an item then.
+            value; nothing is raised for an item then; `seed`: an int; by it and the item's index
+            `random` and `numpy.random` are seeded before each item, whatever the number of workers
+            (numpy if it is imported in the host before the map, or in the worker before the item).
 
     Returns:
         A list with one entry an item; with `outcomes=True`, `Outcomes`.
@@ -148,8 +151,12 @@ class _Map:
         self._results = results_for(options)
         self._workers = workers
         forks = options.start_method == "fork"
-        calls: list[Call] | None = [((item,), {}) for item in items] if forks else None
-        self._plan: Plan | None = Plan(wrapped(func, options), options, calls)
+        # As they travel: where items are seeded, with their indexes.
+        self._arguments = items if options.seed is None else list(enumerate(items))
+        calls: list[Call] | None = None
+        if forks:
+            calls = [((argument,), {}) for argument in self._arguments]
+        self._plan: Plan | None = Plan(function_for(func, options), options_for(options), calls)
         # Of what comes in bulk there is the value, and nothing else.
         self._bulk = not options.outcomes
         self._job = self._plan.job(workers, options.budget, bulk=self._bulk)
@@ -185,7 +192,7 @@ class _Map:
         most = self._next + _AHEAD - self._job.queued()
         large = _LARGE_PER_WORKER * self._workers + _LARGE_MORE
         while self._next < min(end, most) and self._job.large() < large:
-            self._next = self._job.submit_items(self.items, self._next, most - self._next)
+            self._next = self._job.submit_items(self._arguments, self._next, most - self._next)
             if self._next < min(end, most):
                 self._submit(self._next)
                 self._next += 1
@@ -195,7 +202,7 @@ class _Map:
 
     def _submit(self, index: int) -> None:
         try:
-            self._job.submit(index, ((self.items[index],), {}))
+            self._job.submit(index, ((self._arguments[index],), {}))
         except SerializationError as error:
             self._unfinished -= 1
             self.values[index] = self._results.of_failure(
@@ -208,15 +215,6 @@ class _Map:
         self.values[index] = self._results.of(self._job, outcome, index, self.items[index])
 
 
-def wrapped(func: Any, options: Options) -> Any:
-    """The function as a worker is to have it."""
-    if not options.outcomes:
-        return func
-    from killercall._wrapped import Wrapped
-
-    return Wrapped(func, name_of(func), is_async=is_async(func))
-
-
 def run_item_inline(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
     """What takes the place of an item that is run in this process, without a deadline."""
     attempts, began = 0, time.monotonic()
@@ -224,7 +222,8 @@ def run_item_inline(func: Any, options: Options, results: Results, index: int, i
     def attempt() -> Any:
         nonlocal attempts, began
         attempts, began = attempts + 1, time.monotonic()
-        return func(item)
+        with seeded_here(options, index):
+            return finished(func(item))
 
     def ended(ending: str) -> Here:
         elapsed = time.monotonic() - began

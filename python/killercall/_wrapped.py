@@ -18,30 +18,61 @@ _UNIT = 1 if sys.platform == "darwin" else 1024
 # What begins the measurement of the peak anew; see proc(5).
 _RESET_FILE = "/proc/self/clear_refs"
 _RESET = b"5"
+# Of 32 bits each: what numpy is seeded with.
+_WORDS = 8
 
 
 class Wrapped:
     """
-    A function that takes an item, and measures; errors name the function itself.
+    A function of a map, with seeding before it and measuring around it.
 
     Not a closure: so it goes to workers by its name, whatever the serializer.
     """
 
-    def __init__(self, function: Any, name: str, *, is_async: bool) -> None:
+    def __init__(
+        self, function: Any, name: str, *, is_async: bool, seed: int | None, measures: bool
+    ) -> None:
+        """With a `seed` it takes pairs of index and item; else items."""
         self.__wrapped__ = function
         # Messages are about this one.
         self.__name__ = name
         self.is_async = is_async
+        self.seed = seed
+        self.measures = measures
 
-    def __call__(self, item: Any) -> tuple[Any, int]:
-        """The value, and the most bytes that this process had meanwhile."""
+    def __call__(self, argument: Any) -> Any:
+        """The value; if it measures, with the most bytes that this process had meanwhile."""
+        if self.seed is None:
+            item = argument
+        else:
+            index, item = argument
+            seed_item(self.seed, index)
+        if not self.measures:
+            return self._run(item)
         _reset_peak()
+        value = self._run(item)
+        return value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+
+    def _run(self, item: Any) -> Any:
         value = self.__wrapped__(item)
         if self.is_async:
             import asyncio
 
-            value = asyncio.run(value)
-        return value, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+            return asyncio.run(value)
+        return value
+
+
+def seed_item(seed: int, index: int) -> None:
+    """Seeds `random`, and `numpy.random` where numpy is loaded, by these two numbers alone."""
+    import random
+
+    # A text is hashed, so that neighbours have nothing in common.
+    text = f"killercall {seed} {index}"
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        words = random.Random(f"numpy {text}")  # ruff: ignore[suspicious-non-cryptographic-random-usage]
+        numpy.random.seed([words.getrandbits(32) for _ in range(_WORDS)])
+    random.seed(text)
 
 
 def _reset_peak() -> None:
@@ -53,4 +84,4 @@ def _reset_peak() -> None:
         return
 
 
-__all__ = ["Wrapped"]
+__all__ = ["Wrapped", "seed_item"]
