@@ -77,7 +77,6 @@ OPTIONS = [
     ({"cwd": "/nowhere/at/all"}, ValueError, "cwd must be an existing directory.*nowhere"),
     ({"on_timeout": "ignore"}, ValueError, "on_timeout must be one of .*'ignore'"),
     ({"on_timeout": "partial"}, ValueError, "'partial' is not available yet"),
-    ({"progress": True}, TypeError, "does not have the option 'progress' yet"),
     ({"max_memory": 0}, ValueError, "max_memory must be greater than 0 bytes, .*not 0"),
     ({"max_memory": -5}, ValueError, "max_memory must be greater than 0 bytes, .*not -5"),
     ({"max_memory": True}, TypeError, "max_memory must be a number of bytes.*True"),
@@ -110,6 +109,7 @@ MAP_OPTIONS = [
     ({"outcomes": "all"}, TypeError, "outcomes must be True or False, not 'all'"),
     ({"seed": 1.0}, TypeError, "seed must be a whole number or None, not 1.0 of type float"),
     ({"seed": True}, TypeError, "seed must be a whole number or None, not True of type bool"),
+    ({"progress": 3}, TypeError, "progress must be True, a description or a callable, not 3"),
     ({"on_error": "ignore"}, ValueError, "on_error must be one of .*'ignore'"),
 ]
 
@@ -121,7 +121,7 @@ def test_map_option(options: dict[str, Any], error: type[Exception], match: str)
         killer_pmap(identity, [1], **options)
 
 
-@pytest.mark.parametrize("name", ["budget", "on_error", "outcomes", "seed"])
+@pytest.mark.parametrize("name", ["budget", "on_error", "outcomes", "progress", "seed"])
 def test_call_does_not_take_options_of_map(name: str) -> None:
     """A call has no budget and no items."""
     with pytest.raises(TypeError, match=f"killer_call has no option '{name}'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 import hostile
 import killercall
 from killercall import Outcome, Outcomes, killer_imap, killer_pmap
+from processes import is_running, took, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -309,3 +311,64 @@ def test_seed_with_coroutines_and_many_plain_items() -> None:
     expected = killer_pmap(later, range(300), 1, timeout=60, seed=5)
     assert list(range(300)) == [x for x, _ in expected]
     assert expected == list(killer_imap(later, range(300), 2, timeout=60, seed=5))
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_progress_is_told(inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread of the consumer; the last time with all of them."""
+    monkeypatch.setenv("KILLERCALL_INLINE", str(int(inline)))
+    items = [1, "raise", 2, "raise", 3] if inline else [1, "raise", "hang", "die", 2]
+    for run in (killer_pmap, killer_imap):
+        for source, total in ((items, 5), (iter(items), 5 if run is killer_pmap else None)):
+            told: list[tuple[Any, ...]] = []
+            threads: set[int] = set()
+
+            def progress(*numbers: Any, told: Any = told, threads: Any = threads) -> None:
+                told.append(numbers)
+                threads.add(threading.get_ident())
+
+            list(run(end_as_told, source, 2, timeout=3, on_error="default", progress=progress))
+            assert (5, 0, 2, total) == told[-1] if inline else (5, 1, 2, total) == told[-1]
+            assert sorted(told, key=lambda numbers: numbers[0]) == told
+            assert {threading.get_ident()} == threads
+
+
+def test_progress_of_what_was_never_sent() -> None:
+    for run in (killer_pmap, killer_imap):
+        told: list[Any] = []
+        items = [(x for x in ())] * 3
+        list(run(abs, items, 1, on_error="return", progress=lambda *numbers: told.append(numbers)))
+        assert (3, 0, 3, 3) == told[-1]
+
+
+def test_what_progress_raises_ends_the_map(tmp_path: Path) -> None:
+    path = str(tmp_path / "pid")
+
+    def work(item: int) -> None:
+        if item:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(os.getpid()))
+            time.sleep(60)
+
+    def fail(*_numbers: Any) -> None:
+        assert wait_until(lambda: os.path.exists(path) and os.path.getsize(path))
+        raise LookupError(path)
+
+    for run in (killer_pmap, killer_imap):
+        with took(0, 40), pytest.raises(LookupError):
+            list(run(work, [0, 1, 1, 1], 2, timeout=60, progress=fail))
+        with open(path, encoding="ascii") as file:
+            assert not is_running(int(file.read()))
+        os.unlink(path)
+
+
+def test_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """It counts, and tells of failures; and leaves no thread, see `no_leaks`."""
+    for run in (killer_pmap, killer_imap):
+        list(run(end_as_told, [1, "raise", 2], 2, on_error="default", progress="pricing"))
+        text = capsys.readouterr().err
+        assert "pricing: 100%" in text and "3/3" in text and "failed=1" in text
+    list(killer_imap(abs, iter([1, 2]), 1, progress=True))
+    assert "2it" in capsys.readouterr().err
+    assert [1] == killer_pmap(abs, [1], progress=False) == killer_pmap(abs, [1], progress=None)
+    assert "" == capsys.readouterr().err

@@ -28,9 +28,10 @@ from killercall._pmap import (
     check_iterable,
     check_mapped,
     check_options,
-    run_item_inline,
+    run_inline_items,
 )
 from killercall._prepare import function_for, options_for
+from killercall._progress import progress_for
 from killercall._results import NEVER_SENT, results_for
 
 TYPE_CHECKING = False
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from killercall._options import Options
+    from killercall._progress import Progress
 
     T = TypeVar("T")
     # How many values have come to their places, and what else has ended.
@@ -140,28 +142,37 @@ def killer_imap(
         raise ValueError(message)
     iterator = check_iterable(iterable)
     if is_inline():
-        return _run_inline(func, iterator, checked)
+        return run_inline_items(func, iterator, _total(iterable), checked)
     return _run(
         Plan(function_for(func, checked), options_for(checked)),
         iterator,
         workers,
         checked,
         ordered=ordered,
+        total=_total(iterable),
     )
 
 
-def _run_inline(func: Any, iterator: Iterator[Any], options: Options) -> Generator[Any, None, None]:
-    """The same in this process, one item after the other, without deadlines."""
-    results = results_for(options)
-    for index, item in enumerate(iterator):
-        yield run_item_inline(func, options, results, index, item)
+def _total(iterable: Any) -> int | None:
+    """How many items there are, if that is known."""
+    try:
+        return len(iterable)
+    except TypeError:
+        return None
 
 
 def _run(
-    plan: Plan, iterator: Iterator[Any], workers: int, options: Options, *, ordered: bool
+    plan: Plan,
+    iterator: Iterator[Any],
+    workers: int,
+    options: Options,
+    *,
+    ordered: bool,
+    total: int | None,
 ) -> Generator[Any, None, None]:
     workers = as_many_as_fit(workers, "killer_imap")
-    consumer = _Consumer(plan, iterator, workers, options, ordered=ordered)
+    progress = progress_for(options, total)
+    consumer = _Consumer(plan, iterator, workers, options, progress, ordered=ordered)
     del plan
     try:
         yield from consumer.results()
@@ -171,6 +182,7 @@ def _run(
         raise
     finally:
         consumer.close()
+        progress.close()
     consumer.warn(workers)
 
 
@@ -283,6 +295,7 @@ class _Consumer:
         iterator: Iterator[Any],
         workers: int,
         options: Options,
+        progress: Progress,
         *,
         ordered: bool,
     ) -> None:
@@ -298,6 +311,9 @@ class _Consumer:
         self._iterator: Iterator[Any] | None = iterator
         self._failure: Exception | None = None
         self._results = results_for(options)
+        self._progress = progress
+        # How many items have ended.
+        self._done = 0
         self._ordered = ordered
         # Whether items travel with their indexes.
         self._is_seeded = options.seed is not None
@@ -415,6 +431,7 @@ class _Consumer:
             self._stream.values[number] = self._results.of_failure(
                 error, *self._entry(number), NEVER_SENT
             )
+            self._done += 1
             return
         batch.append((number, dumped))
         if isinstance(dumped, _core.Parcel):
@@ -498,6 +515,7 @@ class _Consumer:
             raise self._stream.error
         placed, outcomes = news
         self._unfinished -= placed + len(outcomes)
+        self._done += placed + len(outcomes)
         for outcome in outcomes:
             self._stream.values[outcome.task] = self._results.of(
                 self._stream.job, outcome, *self._entry(outcome.task)
@@ -526,6 +544,7 @@ class _Consumer:
             else:
                 pending.append(number)
         self._ended += len(ready) - before
+        self._progress.report(self._done, self._results)
 
     def wind_down(self) -> None:
         """Ends what is unfinished, with its grace period."""

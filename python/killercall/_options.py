@@ -29,7 +29,6 @@ _NOT_YET = frozenset(
         "engine",
         "forward_logging",
         "forward_output",
-        "progress",
     }
 )
 
@@ -66,6 +65,7 @@ class Options:
     max_memory: int | None = None
     cpus: int | None = None
     outcomes: bool = False
+    progress: bool | str | Callable[..., object] | None = None
     seed: int | None = None
     # Not for users: who alone has the workers.
     owner: Owner | None = None
@@ -94,7 +94,7 @@ FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
 # What a call can have for itself, in a worker that is there.
 METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
-MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes", "seed"}
+MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes", "progress", "seed"}
 PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
 
 
@@ -358,6 +358,18 @@ def _check_seed(name: str, value: Any) -> int | None:
     raise TypeError(message)
 
 
+def _check_progress(name: str, value: Any) -> Any:
+    if value is None or value is False:
+        return None
+    if value is True or isinstance(value, str) or callable(value):
+        return value
+    message = (
+        f"{name} must be True, a description or a callable, "
+        f"not {short_repr(value)} of type {type(value).__qualname__}"
+    )
+    raise TypeError(message)
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "budget": check_timeout,
     "cpus": _check_cpus,
@@ -374,6 +386,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "preload": _check_preload,
     "retries": _check_retries,
     "retry_on": _check_retry_on,
+    "progress": _check_progress,
     "reuse": _check_reuse,
     "seed": _check_seed,
     "serializer": _check_serializer,

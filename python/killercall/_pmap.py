@@ -14,11 +14,12 @@ from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout
 from killercall._outcomes import Outcomes
 from killercall._payload import short_repr
 from killercall._prepare import function_for, options_for, seeded_here
+from killercall._progress import progress_for
 from killercall._results import NEVER_SENT, Here, Results, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import Any, TypeVar
 
     from killercall import _core
@@ -63,7 +64,10 @@ def killer_pmap(
             as timed out; `outcomes=True`: a record of each item, failures included, instead of its
             value; nothing is raised for an item then; `seed`: an int; by it and the item's index
             `random` and `numpy.random` are seeded before each item, whatever the number of workers
-            (numpy if it is imported in the host before the map, or in the worker before the item).
+            (numpy if it is imported in the host before the map, or in the worker before the item);
+            `progress`: True or a description for a bar of tqdm, or a callable that gets how many
+            items have ended, timed out and failed otherwise, and how many there are (None where
+            unknown); what it raises ends the map.
 
     Returns:
         A list with one entry an item; with `outcomes=True`, `Outcomes`.
@@ -95,11 +99,7 @@ def killer_pmap(
     if not items:
         return _in_list(checked, [])
     if is_inline():
-        results = results_for(checked)
-        values = [
-            run_item_inline(func, checked, results, index, item) for index, item in enumerate(items)
-        ]
-        return _in_list(checked, values)
+        return _in_list(checked, list(run_inline_items(func, items, len(items), checked)))
     check_depth()
     workers = as_many_as_fit(min(workers, len(items)), "killer_pmap")
     return _in_list(checked, _Map(func, items, workers, checked).run())
@@ -149,6 +149,7 @@ class _Map:
         self.items = items
         self.values: list[Any] = [None] * len(items)
         self._results = results_for(options)
+        self._options = options
         self._workers = workers
         forks = options.start_method == "fork"
         # As they travel: where items are seeded, with their indexes.
@@ -164,13 +165,20 @@ class _Map:
         self._unfinished = len(items)
 
     def run(self) -> list[Any]:
-        with self._job.scope:
-            self._feed()
-            while self._unfinished:
-                outcomes = self._wait()
-                for outcome in outcomes:
-                    self._take(outcome)
+        progress = progress_for(self._options, len(self.items))
+        try:
+            with self._job.scope:
                 self._feed()
+                while self._unfinished:
+                    outcomes = self._wait()
+                    for outcome in outcomes:
+                        self._take(outcome)
+                    self._feed()
+                    progress.report(len(self.items) - self._unfinished, self._results)
+                # All of them may have failed before they were sent.
+                progress.report(len(self.items), self._results)
+        finally:
+            progress.close()
         shortage = self._job.shortage()
         if shortage is not None:
             warn_of_shortage(self._workers, *shortage)
@@ -215,8 +223,21 @@ class _Map:
         self.values[index] = self._results.of(self._job, outcome, index, self.items[index])
 
 
-def run_item_inline(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
-    """What takes the place of an item that is run in this process, without a deadline."""
+def run_inline_items(
+    func: Any, items: Iterable[Any], total: int | None, options: Options
+) -> Generator[Any, None, None]:
+    """What takes the places of items that are run in this process, without deadlines."""
+    results, progress = results_for(options), progress_for(options, total)
+    try:
+        for index, item in enumerate(items):
+            value = _run_item(func, options, results, index, item)
+            progress.report(index + 1, results)
+            yield value
+    finally:
+        progress.close()
+
+
+def _run_item(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
     attempts, began = 0, time.monotonic()
 
     def attempt() -> Any:

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """What `killer_pmap` and `killer_imap` give by default: values, and what the options say."""
+    """
+    What `killer_pmap` and `killer_imap` give by default: values, and what the options say.
+
+    Attributes:
+        timed_out: how many items have timed out.
+        failed: how many have failed otherwise.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.timed_out = 0
+        self.failed = 0
 
     def of(self, job: HostJob, outcome: _core.Outcome, index: int, item: Any) -> Any:
         """What takes the place of an item by its outcome; or raises what ends the map."""
@@ -44,8 +52,7 @@ class Results:
 
     def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Any:
         """What takes the place of an item that failed; or raises its failure."""
-        describe(failure, index, item)
-        is_late = outcome.ending == "timed_out"
+        is_late = self._note(failure, index, item, outcome)
         match self._options.on_timeout if is_late else self._options.on_error:
             case "return":
                 return failure
@@ -53,6 +60,17 @@ class Results:
                 return self._options.default
             case _:
                 raise failure
+
+    def _note(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> bool:
+        """Counts a failure, and has it say which item it is about; whether it is a timeout."""
+        if isinstance(failure, KillerError):
+            failure.item = item
+            failure.index = index
+        add_note(failure, f"item {index} of the map: {short_repr(item)}")
+        is_late = outcome.ending == "timed_out"
+        self.timed_out += is_late
+        self.failed += not is_late
+        return is_late
 
 
 class Records(Results):
@@ -68,7 +86,7 @@ class Records(Results):
 
     def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Outcome:
         """Its record."""
-        describe(failure, index, item)
+        self._note(failure, index, item, outcome)
         return self._record(
             outcome,
             index,
@@ -121,12 +139,4 @@ def results_for(options: Options) -> Results:
     return Records(options) if options.outcomes else Results(options)
 
 
-def describe(failure: BaseException, index: int, item: Any) -> None:
-    """Says in a failure which item it is about."""
-    if isinstance(failure, KillerError):
-        failure.item = item
-        failure.index = index
-    add_note(failure, f"item {index} of the map: {short_repr(item)}")
-
-
-__all__ = ["NEVER_SENT", "Here", "Records", "Results", "describe", "results_for"]
+__all__ = ["NEVER_SENT", "Here", "Records", "Results", "results_for"]
