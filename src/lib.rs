@@ -36,7 +36,7 @@ mod _core {
     use super::python::{
         Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, PyLaunch, Roster, ServerCopy,
         Surroundings, Waker, boot, decode_plain, ease_memory_limit, keep_at_most, keep_nothing, keep_open,
-        read_text, wait_any,
+        read_text, time_left, wait_any,
     };
 
     #[pymodule_init]

@@ -21,8 +21,26 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from killercall import publish
+
 # Longer than any test takes: whoever sleeps so long is killed or has escaped.
 FOREVER = 600.0
+
+
+def publish_and_hang(*values: Any) -> None:
+    """Each of them, then nothing more."""
+    for value in values:
+        publish(value)
+    time.sleep(FOREVER)
+
+
+def publish_sometimes(x: int) -> int:
+    """The odd ones do; 3 has nothing to say before."""
+    if x != 3:
+        publish(-x)
+    if x % 2:
+        time.sleep(FOREVER)
+    return x
 
 
 def note(path: str, role: str = "worker", pid: int | None = None) -> None:

@@ -76,7 +76,6 @@ OPTIONS = [
     ({"cwd": 3.5}, TypeError, "cwd must be a path or None, not 3.5"),
     ({"cwd": "/nowhere/at/all"}, ValueError, "cwd must be an existing directory.*nowhere"),
     ({"on_timeout": "ignore"}, ValueError, "on_timeout must be one of .*'ignore'"),
-    ({"on_timeout": "partial"}, ValueError, "'partial' is not available yet"),
     ({"max_memory": 0}, ValueError, "max_memory must be greater than 0 bytes, .*not 0"),
     ({"max_memory": -5}, ValueError, "max_memory must be greater than 0 bytes, .*not -5"),
     ({"max_memory": True}, TypeError, "max_memory must be a number of bytes.*True"),

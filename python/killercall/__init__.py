@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
     from killercall._imap import killer_imap
+    from killercall._inside import publish, time_left
     from killercall._outcomes import Outcome, Outcomes
     from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
@@ -70,7 +71,9 @@ _HOMES = {
     "killer_pipeline": "_pipeline",
     "killer_pmap": "_pmap",
     "preload": "_host",
+    "publish": "_inside",
     "shutdown": "_host",
+    "time_left": "_inside",
 }
 
 
@@ -109,5 +112,7 @@ __all__ = [
     "killer_pipeline",
     "killer_pmap",
     "preload",
+    "publish",
     "shutdown",
+    "time_left",
 ]

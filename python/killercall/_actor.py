@@ -389,6 +389,11 @@ class _ActorCall(_futures.Call):
         if outcome.ending == "returned":
             self.future.settle(lambda: job.value(outcome))
             return None
+        if job.is_partial(outcome) and not self._is_building:
+            instance.why = f"function {self.name!r} timed out"
+            instance.is_lost = not instance.restart
+            self.future.settle(lambda: job.partial(outcome))
+            return None
         failure = job.failure(outcome)
         if type(failure) is NotHereError and failure.owner == instance._owner.number:
             return self._build_again()

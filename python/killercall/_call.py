@@ -92,9 +92,11 @@ class KillerFunction(_Generic[P, R]):
             (outcome,) = job.wait()
             if outcome.ending == "returned":
                 return job.value(outcome)  # type: ignore[no-any-return]
+            if job.is_partial(outcome):
+                return job.partial(outcome)  # type: ignore[no-any-return]
             failure = job.failure(outcome)
         on_timeout = self._killercall_options.on_timeout
-        if outcome.ending == "timed_out" and on_timeout != "raise":
+        if outcome.ending == "timed_out" and on_timeout in {"return", "default"}:
             instead: Any = failure if on_timeout == "return" else self._killercall_options.default
             return instead  # type: ignore[no-any-return]
         try:
@@ -219,9 +221,12 @@ class KillerFunction(_Generic[P, R]):
         if outcome.ending == "returned":
             future.settle(lambda: job.value(outcome))
             return
+        if job.is_partial(outcome):
+            future.settle(lambda: job.partial(outcome))
+            return
         failure = self._failure(job, outcome)
         on_timeout = self._killercall_options.on_timeout
-        if outcome.ending == "timed_out" and on_timeout != "raise":
+        if outcome.ending == "timed_out" and on_timeout in {"return", "default"}:
             instead = failure if on_timeout == "return" else self._killercall_options.default
             future.settle(lambda: instead)
         else:
@@ -306,7 +311,8 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
             ("cloudpickle", "dill", "pickle", or an object with dumps and loads), `initializer`,
             `initargs`, `preload` (module names), `env`, `cwd`, `max_memory` (bytes, or a text
             such as "2GiB", for the worker and all that it starts), `retries` (default 0),
-            `retry_on` (exception classes), `on_timeout` ("raise", "default", "return"), `default`,
+            `retry_on` (exception classes), `on_timeout` ("raise", "default", "return", or
+            "partial": what it has `publish`ed, and if that is nothing, "raise"), `default`,
             `cpus` (how many submitted calls run at a time; as in `killer_pmap`).
 
     Returns:

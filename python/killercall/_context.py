@@ -54,6 +54,11 @@ _current: Current | None = None
 _lock = allocate_lock()
 
 
+def is_inline() -> bool:
+    """Whether everything is to run in the calling process."""
+    return os.environ.get("KILLERCALL_INLINE", "") not in {"", "0"}
+
+
 def depth() -> int:
     """How many calls enclose this process: 0 in the host."""
     value = os.environ.get(DEPTH_VARIABLE, "0")

@@ -107,7 +107,7 @@ class TimeoutError(KillerError, builtins.TimeoutError):  # ruff: ignore[builtin-
         pid: the worker's pid, None if no worker had begun.
         stack: the worker's Python stack at the deadline, most recent call first; None if the
             worker could not tell.
-        partial: reserved for the last published value; None.
+        partial: what the function published last; None if it published nothing.
     """
 
     def __init__(

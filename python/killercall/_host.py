@@ -280,9 +280,7 @@ def check_depth() -> None:
         raise DepthLimitExceeded(message)
 
 
-def is_inline() -> bool:
-    """Whether everything is to run in the calling process."""
-    return os.environ.get("KILLERCALL_INLINE", "") not in {"", "0"}
+is_inline = _context.is_inline
 
 
 class HostJob:
@@ -382,6 +380,19 @@ class HostJob:
         what = f"the result of function {self.name!r}"
         return _loads(self._options, outcome.body, what, plain=outcome.plain)
 
+    def is_partial(self, outcome: _core.Outcome) -> bool:
+        """Whether what a call has published takes the place of its value."""
+        return (
+            self._options.on_timeout == "partial"
+            and outcome.ending == "timed_out"
+            and outcome.partial is not None
+        )
+
+    def partial(self, outcome: _core.Outcome) -> Any:
+        """What a call has published, which can be asked for once."""
+        what = f"what function {self.name!r} has published"
+        return _loads(self._options, outcome.partial, what, plain=outcome.partial_plain)
+
     def failure(self, outcome: _core.Outcome) -> BaseException:
         """The exception for a call that did not return."""
         match outcome.ending:
@@ -431,14 +442,24 @@ class HostJob:
         if timeout is None or outcome.elapsed < timeout:
             budget = self._options.budget
             message = f"function {self.name!r} did not finish within the budget of {budget:.12g}s"
-        return TimeoutError(
+        partial, problem = None, None
+        if outcome.partial is not None:
+            try:
+                partial = self.partial(outcome)
+            except SerializationError as unpickling:
+                problem = str(unpickling)
+        error = TimeoutError(
             self.name,
             timeout,
             elapsed=outcome.elapsed,
             pid=outcome.pid,
             stack=_stack.readable(outcome.stack),
+            partial=partial,
             message=message,
         )
+        if problem is not None:
+            error.add_note(problem)
+        return error
 
     def _raised(self, body: bytes | None) -> BaseException:
         described = pickle.loads(body or b"")

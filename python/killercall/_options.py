@@ -175,10 +175,8 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def _check_on_failure(name: str, value: Any) -> str:
-    if name == "on_timeout" and value == "partial":
-        message = "on_timeout='partial' is not available yet"
-        raise ValueError(message)
-    return _check_choice(name, value, ("default", "raise", "return"))
+    published = ("partial",) if name == "on_timeout" else ()
+    return _check_choice(name, value, ("default", *published, "raise", "return"))
 
 
 def check_count(name: str, value: Any, lowest: int) -> int:

@@ -346,10 +346,17 @@ class _Pipeline:
     def _take(self, job: HostJob, outcome: _core.Outcome) -> None:
         number = outcome.task
         item = self._items.pop(number)
-        if outcome.ending == "returned":
-            value = job.value(outcome)
-        else:
-            failure = job.failure(outcome)
+        failure: BaseException | None = None
+        try:
+            if job.is_partial(outcome):
+                value = job.partial(outcome)
+            elif outcome.ending == "returned":
+                value = job.value(outcome)
+            else:
+                failure = job.failure(outcome)
+        except SerializationError as error:
+            failure = error
+        if failure is not None:
             if isinstance(failure, KillerError):
                 failure.item, failure.index = item, number
             add_note(failure, f"item {number} of the pipeline: {short_repr(item)}")
@@ -357,7 +364,7 @@ class _Pipeline:
             match self._options.on_timeout if timed_out else self._options.on_error:
                 case "return":
                     value = failure
-                case "default":
+                case "default" | "partial":
                     value = self._options.default
                 case _:
                     raise self._named(failure, "work")

@@ -59,15 +59,16 @@ def killer_pmap(
         timeout: seconds an item (int or float), a `datetime.timedelta`, or None. Default 4.
         **options: as for `killer_call`, and `on_timeout` (here "default" unless given) and
             `on_error` ("raise" unless given): "default", "raise", or "return", where the
-            exception object takes the item's place; `retries`: a failed item goes to the back of
-            the queue; `budget`: seconds for the whole map, after which what is unfinished counts
-            as timed out; `outcomes=True`: a record of each item, failures included, instead of its
-            value; nothing is raised for an item then; `seed`: an int; by it and the item's index
-            `random` and `numpy.random` are seeded before each item, whatever the number of workers
-            (numpy if it is imported in the host before the map, or in the worker before the item);
-            `progress`: True or a description for a bar of tqdm, or a callable that gets how many
-            items have ended, timed out and failed otherwise, and how many there are (None where
-            unknown); what it raises ends the map.
+            exception object takes the item's place; `on_timeout="partial"`, where what the item
+            has `publish`ed does, and `default` if that is nothing; `retries`: a failed item goes
+            to the back of the queue; `budget`: seconds for the whole map, after which what is
+            unfinished counts as timed out; `outcomes=True`: a record of each item, failures
+            included, instead of its value; nothing is raised for an item then; `seed`: an int; by
+            it and the item's index `random` and `numpy.random` are seeded before each item,
+            whatever the number of workers (numpy if it is imported in the host before the map, or
+            in the worker before the item); `progress`: True or a description for a bar of tqdm, or
+            a callable that gets how many items have ended, timed out and failed otherwise, and how
+            many there are (None where unknown); what it raises ends the map.
 
     Returns:
         A list with one entry an item; with `outcomes=True`, `Outcomes`.

@@ -27,6 +27,9 @@ class Results:
         failed: how many have failed otherwise.
     """
 
+    # Whether what an item has published takes its place.
+    _takes_partial = True
+
     def __init__(self, options: Options) -> None:
         self._options = options
         self.timed_out = 0
@@ -34,11 +37,15 @@ class Results:
 
     def of(self, job: HostJob, outcome: _core.Outcome, index: int, item: Any) -> Any:
         """What takes the place of an item by its outcome; or raises what ends the map."""
-        if outcome.ending == "returned":
+        is_partial = self._takes_partial and job.is_partial(outcome)
+        if is_partial or outcome.ending == "returned":
             try:
-                value = job.value(outcome)
+                value = job.partial(outcome) if is_partial else job.value(outcome)
             except SerializationError as error:
                 return self.of_failure(error, index, item, outcome)
+            if is_partial:
+                self.timed_out += 1
+                return value
             return self.of_value(value, index, item, outcome)
         failure = job.failure(outcome)
         if outcome.ending == "not_started":
@@ -56,7 +63,7 @@ class Results:
         match self._options.on_timeout if is_late else self._options.on_error:
             case "return":
                 return failure
-            case "default":
+            case "default" | "partial":
                 return self._options.default
             case _:
                 raise failure
@@ -75,6 +82,9 @@ class Results:
 
 class Records(Results):
     """With `outcomes=True`: a record of each item, and nothing is raised for one."""
+
+    # It is on the error, of which there is a record.
+    _takes_partial = False
 
     def of_value(self, value: Any, index: int, item: Any, outcome: Ended) -> Outcome:
         """Its record."""

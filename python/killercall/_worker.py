@@ -55,11 +55,17 @@ class Inherited:
 inherited: Inherited | None = None
 
 
+# What serves in this process, if it is a worker; also in the children that the function forks.
+serving: _Worker | None = None
+
+
 def main(segment: int, socket: int) -> NoReturn:
     """Serves requests until the host is gone, has no more use for this worker, or kills it."""
+    global serving  # ruff: ignore[global-statement] - one per process, like what it describes
     status = 1
     try:
-        _Worker(_core.Channel(segment, socket)).serve()
+        serving = _Worker(_core.Channel(segment, socket))
+        serving.serve()
         status = 0
     except _Leave as leave:
         status = leave.status
@@ -222,6 +228,16 @@ class _Worker:
         known = self._functions.get(number)
         most = None if known is None else known.most_calls
         return self._channel.send(kind, task, body, most) and not self._spent
+
+    def publish(self, value: Any) -> None:
+        """Tells the host what the call that runs has so far."""
+        must_dump = not _payload.takes_plain(self._serializer)
+        self._channel.publish(value, self._dump_published, must_dump)
+
+    def _dump_published(self, value: Any) -> bytes | _core.Parcel:
+        # The end of its time is no fault of the value.
+        passing = (KeyboardInterrupt, TimeoutError)
+        return _payload.pack(self._serializer, value, "published", passing=passing, given=True)
 
     @staticmethod
     def flush() -> None:

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyConnectionError, PyMemoryError, PyRuntimeError, PyValueError};
@@ -19,7 +19,9 @@ use crate::sys;
 use crate::sys::fault::{Step, reach};
 use crate::time::Moment;
 use crate::transport::plain::skip;
-use crate::transport::{Body, Received, ReplyKind, Request, Slept, Small, WorkerChannel, pool};
+use crate::transport::{
+    Body, INLINE_MAX, Received, ReplyKind, Request, Slept, Small, WorkerChannel, pool, running,
+};
 
 /// The worker's end of the channel to its host.
 #[pyclass(frozen, module = "killercall._core")]
@@ -163,6 +165,7 @@ impl Channel {
             other => return Err(PyValueError::new_err(format!("unknown kind of response: {other:?}"))),
         };
         reach(if kind == ReplyKind::Ready { Step::WorkerSetUp } else { Step::WorkerRan });
+        self.end_call(py);
         let is_last = most.is_some_and(|most| self.inner().is_ok_and(|inner| inner.served() >= most));
         if is_last {
             self.inner()?.hang_up_with_next();
@@ -180,9 +183,97 @@ impl Channel {
         }
         Ok(sent)
     }
+
+    /// Tells the host what the call that runs has so far; any thread may do so. Nothing is done where none
+    /// runs, and in a process that this one has forked.
+    ///
+    /// What is not plain, or all if it `must_dump`, becomes bytes or a parcel by `dumps`.
+    fn publish(&self, value: &Bound<'_, PyAny>, dumps: &Bound<'_, PyAny>, must_dump: bool) -> PyResult<()> {
+        let py = value.py();
+        let Some(task) = self.task() else { return Ok(()) };
+        let mut buffer = Small::new();
+        if !must_dump && plain::encode(value, &mut buffer) {
+            return self.tell(py, ReplyKind::PublishedPlain, task, &buffer);
+        }
+        let dumped = dumps.call1((value,))?;
+        if let Ok(parcel) = dumped.cast::<Parcel>() {
+            if self.task() == Some(task) {
+                let parcel = &parcel.get().0;
+                py.detach(|| {
+                    running::during(task, || self.lock().send_parcel(ReplyKind::Published, task, parcel))
+                })
+                .transpose()?;
+            }
+            return Ok(());
+        }
+        self.tell(py, ReplyKind::Published, task, dumped.cast::<PyBytes>()?.as_bytes())
+    }
+
+    /// Tells the host more of what the call that runs has so far: it keeps all of it, one after the other.
+    fn append(&self, py: Python<'_>, more: &[u8]) -> PyResult<()> {
+        if more.len() > INLINE_MAX {
+            let message = format!("at most {INLINE_MAX} bytes go at once, not {}", more.len());
+            return Err(PyValueError::new_err(message));
+        }
+        let Some(task) = self.task() else { return Ok(()) };
+        self.tell(py, ReplyKind::Appended, task, more)
+    }
+}
+
+/// Seconds to the nearest deadline of the call that this process runs; none if it runs none, or that has none.
+#[pyfunction]
+pub fn time_left() -> Option<f64> {
+    running::deadline().map(|deadline| deadline.since(sys::now()).as_secs_f64())
 }
 
 impl Channel {
+    fn lock(&self) -> MutexGuard<'_, WorkerChannel> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The task that runs, if anything may be said of it here.
+    fn task(&self) -> Option<u64> {
+        running::task().filter(|_| sys::fork_generation() == self.generation)
+    }
+
+    /// Sends something of a task, unless it has ended.
+    fn tell(&self, py: Python<'_>, kind: ReplyKind, task: u64, body: &[u8]) -> PyResult<()> {
+        // It may have forked while it was pickled.
+        if self.task() != Some(task) {
+            return Ok(());
+        }
+        // To let other threads run costs more than this does, where nothing has to be waited for.
+        let at_once = running::during(task, || {
+            let mut inner = match self.inner.try_lock() {
+                Ok(inner) => inner,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return None,
+            };
+            inner.has_room(body.len()).then(|| inner.send(kind, task, body, sys::now()))
+        });
+        let sent = match at_once {
+            Some(None) => {
+                py.detach(|| running::during(task, || self.lock().send(kind, task, body, sys::now())))
+            }
+            at_once => at_once.flatten(),
+        };
+        // Whether the host is gone, the answer will tell.
+        sent.transpose()?;
+        Ok(())
+    }
+
+    /// The function has ended: no thread of it says anything more.
+    fn end_call(&self, py: Python<'_>) {
+        if !running::end() {
+            py.detach(|| {
+                while !running::end() {
+                    drop(self.lock());
+                    std::thread::yield_now();
+                }
+            });
+        }
+    }
+
     /// The next call, if there is one.
     fn take(&self) -> PyResult<Option<Received>> {
         let received = self.inner()?.try_receive().map_err(|e| PyConnectionError::new_err(e.to_string()))?;
@@ -265,6 +356,7 @@ impl Channel {
         }
         // It may replace what this function is.
         desk.last = None;
+        running::begin(request.task, sys::now());
         hand_over(desk.handler, request)
     }
 
@@ -287,6 +379,7 @@ impl Channel {
             several.position = bytes.len() - rest.len();
             let (none, arguments) = (py.None(), PyBytes::new(py, &bytes[start..several.position]));
             let parts = (task, number, &none, &none, arguments, true);
+            running::begin(task, sys::now());
             desk.handler.call_method1(intern!(py, "answer"), parts)?.extract()?
         };
         several.next += 1;
@@ -307,10 +400,12 @@ impl Channel {
     ) -> PyResult<bool> {
         let (py, handler) = (function.py(), desk.handler);
         let started = sys::now();
+        running::begin(task, started);
         let called = arguments.and_then(|(args, kwargs)| function.call(args, kwargs.as_ref()));
         if sys::fork_generation() != self.generation {
             handler.call_method0(intern!(py, "leave_if_stray"))?;
         }
+        self.end_call(py);
         desk.buffer.clear();
         let plain = called.as_ref().is_ok_and(|value| plain::encode(value, &mut desk.buffer));
         let mut finished = sys::now();

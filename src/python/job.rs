@@ -99,6 +99,9 @@ pub struct Outcome {
     /// Bytes, or a parcel.
     body: Option<Py<PyAny>>,
     plain: bool,
+    /// The same of what was published.
+    partial: Option<Py<PyAny>>,
+    partial_plain: bool,
     pid: Option<i32>,
     exitcode: Option<i32>,
     over_memory: Option<u64>,
@@ -133,6 +136,8 @@ fn plain_value<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyAny>>
 
 fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> {
     let trouble = outcome.trouble;
+    let partial_plain = outcome.partial.as_ref().is_some_and(|partial| partial.plain);
+    let partial = outcome.partial.map(|partial| content(py, partial.body).map(Bound::unbind)).transpose()?;
     let exitcode = trouble.as_ref().and_then(|trouble| trouble.exit).and_then(|exit| match exit {
         Exit::Reaped { status, .. } => Some(status),
         Exit::Killed => Some(-sys::KILL_SIGNAL),
@@ -153,6 +158,8 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
         },
         body: outcome.body.map(|body| content(py, body).map(Bound::unbind)).transpose()?,
         plain: outcome.plain,
+        partial,
+        partial_plain,
         pid: outcome.pid,
         exitcode,
         over_memory,
@@ -388,6 +395,8 @@ impl Outcome {
             ending: "returned",
             body: Some(content(py, body)?.unbind()),
             plain,
+            partial: None,
+            partial_plain: false,
             pid: None,
             exitcode: None,
             over_memory: None,

@@ -12,7 +12,7 @@ mod processes;
 mod watches;
 
 pub use buffers::Memory;
-pub use channel::Channel;
+pub use channel::{Channel, time_left};
 pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster, Waker, wait_any};
 pub use logging::install as install_logging;
 pub use parcel::{Arrived, Parcel, keep_at_most, keep_nothing};

@@ -18,7 +18,7 @@ use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::error::Error;
 use crate::sys::{self, DUMP_SIGNAL, Interest, TERMINATE_SIGNAL, Woken};
 use crate::time::Moment;
-use crate::transport::{Body, Corrupt, Handed, Reply, ReplyKind, Ring, Values};
+use crate::transport::{Body, Corrupt, Handed, Limits, Reply, ReplyKind, Ring, Values};
 
 /// How long to wait for the end of a worker that has answered its last call.
 const SEE_OFF_LIMIT: Duration = Duration::from_millis(20);
@@ -53,6 +53,8 @@ pub struct Outcome {
     pub body: Option<Body>,
     /// Whether that is a plain value.
     pub plain: bool,
+    /// What it has published last, if it timed out; or all that it has appended, however it ended.
+    pub partial: Option<Partial>,
     /// The worker's pid.
     pub pid: Option<i32>,
     /// How long the last attempt ran.
@@ -76,6 +78,15 @@ pub struct Trouble {
     pub corrupt: Option<String>,
 }
 
+/// What a function had so far.
+#[derive(Debug)]
+pub struct Partial {
+    /// As bytes.
+    pub body: Body,
+    /// Whether it is a plain value.
+    pub plain: bool,
+}
+
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -91,6 +102,35 @@ struct Crew {
     id: WorkerId,
     worker: Box<HostWorker>,
     corrupt: Option<String>,
+    /// What the task that it runs, or ran last, has published.
+    partial: Option<(TaskId, Reply)>,
+}
+
+impl Crew {
+    fn new(id: WorkerId, worker: Box<HostWorker>) -> Self {
+        Self { id, worker, corrupt: None, partial: None }
+    }
+
+    /// The newest one counts; what was appended comes one after the other.
+    fn keep(&mut self, task: TaskId, newest: Reply) {
+        if let (ReplyKind::Appended, Body::Inline(more), Some((owner, kept))) =
+            (newest.kind, &newest.body, &mut self.partial)
+            && *owner == task
+            && kept.kind == ReplyKind::Appended
+            && let Body::Inline(bytes) = &mut kept.body
+        {
+            bytes.extend_from_slice(more);
+        } else {
+            self.partial = Some((task, newest));
+        }
+    }
+
+    /// What it has published of a task that has ended like this, as far as that is of use.
+    fn take_partial(&mut self, task: TaskId, ending: Ending) -> Option<Partial> {
+        let (_, reply) = self.partial.take_if(|(owner, _)| *owner == task)?;
+        let is_wanted = ending == Ending::TimedOut || reply.kind == ReplyKind::Appended;
+        is_wanted.then(|| Partial { plain: reply.kind.is_plain(), body: reply.body })
+    }
 }
 
 /// Runs one job.
@@ -99,6 +139,7 @@ pub struct Driver {
     fleet: Arc<Fleet>,
     payload: Arc<Payload>,
     limit: u32,
+    limits: Limits,
     /// In the order of their ids.
     crew: Vec<Crew>,
     arguments: Arguments,
@@ -129,6 +170,7 @@ impl Driver {
     pub fn new(policy: Policy, fleet: Arc<Fleet>, payload: Arc<Payload>, ring: Ring) -> Self {
         Self {
             limit: policy.calls_per_worker.unwrap_or(u32::MAX),
+            limits: policy.limits(),
             job: Job::new(policy),
             fleet,
             payload,
@@ -162,10 +204,10 @@ impl Driver {
         let (job, id) = Job::underway(policy, task, worker.served, since);
         driver.job = job;
         driver.arguments = arguments;
-        driver.crew.push(Crew { id, worker, corrupt: None });
+        driver.crew.push(Crew::new(id, worker));
         if let Some(answer) = answer {
             let event = driver.read_answer(0, answer);
-            driver.events.push_back(event);
+            driver.events.extend(event);
         }
         driver
     }
@@ -420,7 +462,7 @@ impl Driver {
 
     /// Reads many answers at once, where all of them are values in time and nothing else is to be said.
     fn read_values(&mut self, at: usize) {
-        let Crew { id, worker, corrupt } = &mut self.crew[at];
+        let Crew { id, worker, corrupt, partial } = &mut self.crew[at];
         let (id, is_bulk) = (*id, self.ring == Ring::WhenItPays && self.limit == u32::MAX);
         let state = self.job.worker(id).map(|worker| worker.state);
         let Some(WorkerState::Running { since, .. }) = state.filter(|_| is_bulk && corrupt.is_none()) else {
@@ -434,6 +476,8 @@ impl Driver {
         if count > 0 && self.job.are_in_time(since, stamps, sys::now()) {
             let &(_, stamp, _) = self.values.items.last().expect("there is more than one");
             let finished_at = Moment::from_nanos(stamp);
+            // Of one of these, if of any.
+            *partial = None;
             self.events.push_back(Event::Advanced { worker: id, count, finished_at });
         } else if count > 0 {
             // One by one, then.
@@ -477,15 +521,31 @@ impl Driver {
             };
             received = true;
             let event = self.read_answer(at, answer);
-            self.events.push_back(event);
+            self.events.extend(event);
         }
         self.acknowledge(at, received);
     }
 
-    fn read_answer(&mut self, at: usize, answer: Result<Reply, Corrupt>) -> Event {
+    /// What has happened by that, if anything has.
+    fn read_answer(&mut self, at: usize, answer: Result<Reply, Corrupt>) -> Option<Event> {
         match answer {
-            Ok(reply) => self.read_reply(at, reply),
-            Err(corrupt) => self.corrupted(at, corrupt.0),
+            Ok(reply) if reply.kind.is_publication() => self.read_publication(at, reply),
+            Ok(reply) => Some(self.read_reply(at, reply)),
+            Err(corrupt) => Some(self.corrupted(at, corrupt.0)),
+        }
+    }
+
+    fn read_publication(&mut self, at: usize, reply: Reply) -> Option<Event> {
+        let crew = &mut self.crew[at];
+        match crew.worker.running() {
+            Some(task) if task.0 == reply.task => {
+                crew.keep(task, reply);
+                None
+            }
+            other => {
+                let what = format!("published something of task {} instead of {other:?}", reply.task);
+                Some(self.corrupted(at, what))
+            }
         }
     }
 
@@ -517,6 +577,9 @@ impl Driver {
             ReplyKind::Returned | ReplyKind::ReturnedPlain => Verdict::Returned,
             ReplyKind::Raised => Verdict::Raised { retryable: false },
             ReplyKind::RaisedRetryable => Verdict::Raised { retryable: true },
+            ReplyKind::Published | ReplyKind::PublishedPlain | ReplyKind::Appended => {
+                unreachable!("it is no answer")
+            }
         };
         match hand.answered() {
             Some(task) if task.0 == reply.task => {
@@ -549,7 +612,7 @@ impl Driver {
             for action in actions.drain(..) {
                 self.perform(action);
             }
-            self.publish_all();
+            self.publish_all(now);
             if self.events.is_empty() {
                 self.actions = actions;
                 return;
@@ -576,7 +639,7 @@ impl Driver {
             }
             Action::Revoke { worker } => {
                 let Some(at) = self.place(worker) else { return };
-                self.publish(at);
+                self.publish(at, sys::now());
                 let count = self.crew[at].worker.revoke();
                 // What it answered before that comes first.
                 self.read_replies(at);
@@ -622,7 +685,7 @@ impl Driver {
                 if worker.ready {
                     self.events.push_back(Event::Ready { worker: id, served: worker.served });
                 }
-                self.crew.push(Crew { id, worker, corrupt: None });
+                self.crew.push(Crew::new(id, worker));
             }
             Err(error) => {
                 self.start_error = Some(StartError::System(error));
@@ -636,6 +699,9 @@ impl Driver {
         let at = self.place(id)?;
         // What an attempt before this one came to is not wanted any more.
         self.replies.retain(|(task, _)| !run.contains(*task));
+        for crew in &mut self.crew {
+            crew.partial.take_if(|(task, _)| run.contains(*task));
+        }
         match self.crew[at].worker.stage(run, &self.payload, &self.arguments) {
             Ok(Run { count: 0, .. }) => None,
             Ok(run) => Some(Event::Refused { worker: id, run, retired: false }),
@@ -650,17 +716,17 @@ impl Driver {
         Event::Corrupted { worker: id }
     }
 
-    fn publish_all(&mut self) {
+    fn publish_all(&mut self, now: Moment) {
         for at in 0..self.crew.len() {
-            self.publish(at);
+            self.publish(at, now);
         }
     }
 
     /// Hands a worker what was staged for it.
-    fn publish(&mut self, at: usize) {
+    fn publish(&mut self, at: usize, now: Moment) {
         let id = self.crew[at].id;
         let is_new = self.crew[at].worker.has_staged();
-        let published = match self.crew[at].worker.publish() {
+        let published = match self.crew[at].worker.publish(now, self.limits) {
             Ok(published) => published,
             Err(error) => return self.events.push_back(Self::not_handed(id, &error)),
         };
@@ -701,7 +767,9 @@ impl Driver {
         // Mostly the first one.
         let reply = self.replies.iter().position(|(other, _)| *other == task);
         let reply = reply.and_then(|at| self.replies.remove(at)).map(|(_, reply)| reply);
-        let crew = worker.and_then(|id| self.place(id)).map(|at| &self.crew[at]);
+        let mut crew = worker.and_then(|id| self.place(id)).map(|at| &mut self.crew[at]);
+        let partial = crew.as_mut().and_then(|crew| crew.take_partial(task, ending));
+        let crew = crew.as_deref();
         let answered = matches!(ending, Ending::Returned | Ending::Raised);
         let trouble = crew.filter(|_| !answered).map(|crew| {
             Box::new(Trouble {
@@ -718,6 +786,7 @@ impl Driver {
             ending,
             plain: reply.as_ref().is_some_and(|reply| reply.kind.is_plain()),
             body: reply.filter(|_| answered).map(|reply| reply.body),
+            partial,
             pid: crew.and_then(|crew| crew.worker.pid),
             elapsed,
             attempts,

@@ -10,6 +10,7 @@ use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
 use super::runs::Runs;
 use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::time::Moment;
+use crate::transport::Limits;
 
 /// How long a stack dump may take before we do without.
 pub const DUMP_LIMIT: Duration = Duration::from_millis(20);
@@ -54,6 +55,13 @@ pub struct Policy {
     pub calls_per_worker: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_limit: Duration,
+}
+
+impl Policy {
+    /// What concerns the function.
+    pub fn limits(&self) -> Limits {
+        Limits { timeout: self.timeout, budget: self.budget }
+    }
 }
 
 /// The tasks and workers of one call or one map.

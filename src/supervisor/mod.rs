@@ -17,7 +17,7 @@ mod warm;
 mod worker;
 
 pub use arguments::Batch;
-pub use driver::{Driver, Outcome, StartError, Trouble, Wait, wait_any};
+pub use driver::{Driver, Outcome, Partial, StartError, Trouble, Wait, wait_any};
 pub use events::{Ending, TaskId};
 pub use job::Policy;
 pub use roster::{Exit, Fleet, HostWorker, LARGE_FUNCTIONS_MAX, Launch, Payload, Roster, SETUP};

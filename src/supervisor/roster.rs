@@ -16,7 +16,7 @@ use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Interest};
 use crate::time::Moment;
 use crate::transport::{
-    Corrupt, Handed, HostChannel, Outgoing, Reply, ReplyKind, Ring, Section, SocketState, Values,
+    Corrupt, Handed, HostChannel, Limits, Outgoing, Reply, ReplyKind, Ring, Section, SocketState, Values,
 };
 
 /// The task number under which a worker's setup travels.
@@ -241,9 +241,9 @@ impl HostWorker {
     }
 
     /// Hands it all that was staged.
-    pub fn publish(&mut self) -> std::io::Result<Published> {
+    pub fn publish(&mut self, now: Moment, limits: Limits) -> std::io::Result<Published> {
         let staged = std::mem::take(&mut self.staged);
-        let (handed, rung) = self.channel.publish()?;
+        let (handed, rung) = self.channel.publish(now, limits)?;
         let back = if handed == Handed::Yes { Vec::new() } else { self.forget(staged) };
         Ok(Published { handed, rung, back })
     }
@@ -315,6 +315,11 @@ impl HostWorker {
         }
         let refused = handed.saturating_sub(in_hand);
         (refused + in_hand.checked_sub(unclaimed).unwrap_or(in_hand)).max(1)
+    }
+
+    /// The task that it runs, if it runs one.
+    pub fn running(&self) -> Option<TaskId> {
+        self.in_hand.front().map(|hand| hand.run.first)
     }
 
     /// Its oldest task is answered.
@@ -853,7 +858,10 @@ impl Fleet {
         let sections = [&[], &[], &self.setup[..]].map(Section::Bytes);
         let request = Outgoing { task: SETUP, count: 1, function: 0, sections, plain: false };
         // The first request in an empty ring always has room, and nobody has retired yet.
-        let sent = worker.channel.stage(&request).and_then(|_| worker.channel.publish());
+        let sent = worker
+            .channel
+            .stage(&request)
+            .and_then(|_| worker.channel.publish(sys::now(), Limits::default()));
         let _ = sent.map_err(Error::system("hand a worker its setup"))?;
         Ok(worker)
     }

@@ -116,7 +116,7 @@ impl Warm {
             worker.kill();
             return Err(Attempt::Nobody);
         }
-        match worker.publish() {
+        match worker.publish(since, self.policy.limits()) {
             Ok(Published { handed: Handed::Yes, rung: woken, .. }) => {
                 Ok(Pending { worker, arguments, since, woken })
             }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -90,6 +90,28 @@ impl Drop for Segment {
         // SAFETY: the mapping is ours alone and no reference into it outlives `self`.
         let unmapped = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of our own mapping: {unmapped:?}");
+    }
+}
+
+/// Where a segment can be found that lives as long as the process.
+#[derive(Debug)]
+pub struct LastingSegment(AtomicPtr<Segment>);
+
+impl LastingSegment {
+    /// There is none yet.
+    pub const fn unset() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    /// It is this one.
+    pub fn set(&self, segment: &'static Segment) {
+        self.0.store(std::ptr::from_ref(segment).cast_mut(), Ordering::Release);
+    }
+
+    /// Which one it is.
+    pub fn get(&self) -> Option<&'static Segment> {
+        // SAFETY: what was stored was a reference that lives as long as the process, and is only read.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }
 }
 

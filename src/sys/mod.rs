@@ -16,7 +16,7 @@ mod wait;
 
 pub use clock::{cpu_time, now};
 pub use cpu::{current_cpu, step_aside};
-pub use memory::{Blob, HUGE_PAGE, Mapping, Segment, lasting_file, make_huge, seal_contents};
+pub use memory::{Blob, HUGE_PAGE, LastingSegment, Mapping, Segment, lasting_file, make_huge, seal_contents};
 pub use process::{
     ExitStatus, OUT_OF_DESCRIPTORS, Process, Reaped, become_leader, become_subreaper, close_all_but,
     current_directory, die_with_parent, exit_now, fork_count, fork_generation, handle, is_current_directory,

@@ -4,19 +4,21 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use super::claim;
 use super::files::{FILES_MAX, FilesIn, FilesOut, SocketState};
 use super::layout::{
-    ASLEEP, AWAKE, CLAIM, CUT, CUT_BEFORE, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, HOST_ASLEEP, HOST_CPU,
-    INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN, SEGMENT_LEN, STACK,
-    STACK_LEN, STUCK, WORKER_ASLEEP, WORKER_CPU,
+    ASLEEP, AWAKE, CLAIM, CUT, CUT_BEFORE, DOZING, DUMP_COMPLETE, DUMP_IS_LAST, ENCLOSING, HANDED_AT,
+    HOST_ASLEEP, HOST_CPU, INLINE_MAX, REQUESTS, RESPONSE_READ, RESPONSE_WRITTEN, RESPONSES, RING_LEN,
+    SEGMENT_LEN, STACK, STACK_LEN, STUCK, TIMEOUT, WORKER_ASLEEP, WORKER_CPU,
 };
 use super::parcel::{Arrived, Parcel};
 use super::record::{
     Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, Reply, ReplyKind, RequestHeader, ResponseHeader,
     SHORT_HEADER, Small, check_positions, padded, skip_mark,
 };
+use super::running;
 use super::spin::{Places, Spin};
 use crate::sys::fault::{Step, reach};
 use crate::sys::{self, Blob, Segment};
@@ -65,6 +67,15 @@ pub struct Outgoing<'a> {
     pub sections: [Section<'a>; 3],
     /// Whether the arguments are plain.
     pub plain: bool,
+}
+
+/// How long calls may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Each of them.
+    pub timeout: Option<Duration>,
+    /// All of them together.
+    pub budget: Option<Moment>,
 }
 
 /// A request in the ring that has not been answered.
@@ -211,7 +222,10 @@ impl HostChannel {
 
     /// Hands all that was staged to the worker, and wakes it if it sleeps: then the second value is
     /// true. If it does not take them, they were never handed out.
-    pub fn publish(&mut self) -> io::Result<(Handed, bool)> {
+    ///
+    /// The function may ask how long it has: by these limits, and those of the call that this process runs
+    /// itself, if it is a worker.
+    pub fn publish(&mut self, now: Moment, limits: Limits) -> io::Result<(Handed, bool)> {
         let staged = std::mem::take(&mut self.staged);
         if staged == 0 {
             return Ok((Handed::Yes, false));
@@ -221,7 +235,7 @@ impl HostChannel {
         let before = self.calls - staged;
         let handed = if claim.handed != claim::low(self.handed) || claim.unclaimed() as usize > before {
             Handed::Unsound
-        } else if claim::hand(self.segment.u64(CLAIM), count) {
+        } else if self.hand_out(count, now, limits) {
             self.handed += u64::from(count);
             reach(Step::HostHanded);
             return Ok((Handed::Yes, self.wake_worker(|flag| flag != AWAKE)?));
@@ -230,6 +244,16 @@ impl HostChannel {
         };
         self.forget(staged);
         Ok((handed, false))
+    }
+
+    fn hand_out(&self, count: u32, now: Moment, limits: Limits) -> bool {
+        let enclosing = limits.budget.into_iter().chain(running::deadline()).min();
+        let timeout = limits.timeout.map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(0));
+        let words = [(HANDED_AT, now.as_nanos()), (TIMEOUT, timeout)];
+        for (at, value) in words.into_iter().chain([(ENCLOSING, enclosing.map_or(0, Moment::as_nanos))]) {
+            self.segment.u64(at).store(value, Ordering::Relaxed);
+        }
+        claim::hand(self.segment.u64(CLAIM), count)
     }
 
     /// The newest `count` calls are the worker's no more.
@@ -311,7 +335,7 @@ impl HostChannel {
     pub fn hand(&mut self, task: u64, function: u64, sections: [&[u8]; 3]) -> io::Result<bool> {
         let sections = sections.map(Section::Bytes);
         let request = Outgoing { task, count: 1, function, sections, plain: false };
-        Ok(self.stage(&request)? && self.publish()?.0 == Handed::Yes)
+        Ok(self.stage(&request)? && self.publish(sys::now(), Limits::default())?.0 == Handed::Yes)
     }
 
     /// How many calls the worker has, answered ones not counted.
@@ -410,6 +434,10 @@ impl HostChannel {
 
     /// A response was copied.
     fn finish(&mut self, header: &ResponseHeader) -> Result<(), Corrupt> {
+        if header.kind.is_publication() {
+            self.consume(header.size());
+            return Ok(());
+        }
         reach(Step::HostAnswerSeen);
         self.consume(header.size());
         let handed = self.calls > self.staged;

@@ -43,6 +43,14 @@ pub const NO_CPU: u32 = 0;
 pub const MOVING: u32 = u32::MAX;
 /// Written by both: the claim word (u64).
 pub const CLAIM: usize = 192;
+// Written by the host, right before it hands out calls through that word: so no other cache line has to change
+// hands for them. All are in nanoseconds, the moments of the monotonic clock.
+/// When it last handed out calls (u64).
+pub const HANDED_AT: usize = 200;
+/// How long each of them may take (u64), zero for any length.
+pub const TIMEOUT: usize = 208;
+/// The nearest deadline of all that encloses them (u64), zero if there is none.
+pub const ENCLOSING: usize = 216;
 
 /// Start of the request ring.
 pub const REQUESTS: usize = 4096;

@@ -24,11 +24,12 @@ pub mod parcel;
 pub mod plain;
 pub mod pool;
 mod record;
+pub mod running;
 mod spin;
 mod worker;
 
 pub use files::SocketState;
-pub use host::{Handed, HostChannel, Outgoing, Ring, Section, Values};
-pub use layout::SEGMENT_LEN;
+pub use host::{Handed, HostChannel, Limits, Outgoing, Ring, Section, Values};
+pub use layout::{INLINE_MAX, SEGMENT_LEN};
 pub use record::{Body, Corrupt, Reply, ReplyKind, Small};
 pub use worker::{Received, Request, Slept, WorkerChannel};

@@ -62,26 +62,45 @@ pub enum ReplyKind {
     Raised,
     /// The function raised something that `retry_on` names.
     RaisedRetryable,
+    /// The function runs on; the body is what it has so far, as the serializer made it.
+    Published,
+    /// The same, plain.
+    PublishedPlain,
+    /// The function runs on; the body comes after those that it has sent like this before.
+    Appended,
 }
 
 impl ReplyKind {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Ready,
         Self::SetupFailed,
         Self::Returned,
         Self::Raised,
         Self::RaisedRetryable,
         Self::ReturnedPlain,
+        Self::Published,
+        Self::PublishedPlain,
+        Self::Appended,
     ];
 
     /// Whether it brings a plain value.
     pub fn is_plain(self) -> bool {
-        self == Self::ReturnedPlain
+        matches!(self, Self::ReturnedPlain | Self::PublishedPlain)
     }
 
     /// Whether the function returned.
     pub fn is_value(self) -> bool {
         matches!(self, Self::Returned | Self::ReturnedPlain)
+    }
+
+    /// Whether the function goes on after this, which then is no answer.
+    pub fn is_publication(self) -> bool {
+        matches!(self, Self::Published | Self::PublishedPlain | Self::Appended)
+    }
+
+    /// Whether the body may be a parcel.
+    fn takes_parcel(self) -> bool {
+        matches!(self, Self::Returned | Self::Published)
     }
 
     fn code(self) -> u32 {
@@ -92,6 +111,9 @@ impl ReplyKind {
             Self::Raised => 0x4b03,
             Self::RaisedRetryable => 0x4b04,
             Self::ReturnedPlain => 0x4b05,
+            Self::Published => 0x4b06,
+            Self::PublishedPlain => 0x4b07,
+            Self::Appended => 0x4b08,
         }
     }
 
@@ -326,7 +348,8 @@ impl ResponseHeader {
         let (file, len) = (half(bytes, 4), word(bytes, 24));
         let parcel = code & PARCEL_RESPONSE != 0;
         let kind = ReplyKind::from_code(code & !PARCEL_RESPONSE)
-            .filter(|&kind| !parcel || file != 0 && kind == ReplyKind::Returned)
+            .filter(|&kind| !parcel || file != 0 && kind.takes_parcel())
+            .filter(|&kind| file == 0 || kind != ReplyKind::Appended)
             .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let inline = if file == 0 { len } else { 0 };
         if inline > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(inline) > available {
@@ -379,10 +402,12 @@ mod tests {
 
         #[test]
         fn responses_come_back_as_they_were(
-            kind in 0usize..6, task: u64, finished_at: u64, len in 0u64..16_000, parcel: bool, file: u32,
+            kind in 0usize..ReplyKind::ALL.len(), task: u64, finished_at: u64, len in 0u64..16_000,
+            parcel: bool, file: u32,
         ) {
             let kind = ReplyKind::ALL[kind];
-            let parcel = parcel && file != 0 && kind == ReplyKind::Returned;
+            let file = if kind == ReplyKind::Appended { 0 } else { file };
+            let parcel = parcel && file != 0 && kind.takes_parcel();
             let header = ResponseHeader { kind, task, finished_at, len, parcel, file, is_short: false };
             let parsed = ResponseHeader::parse(&header.encode(), RING_LEN as u64);
             prop_assert_eq!(Ok(header), parsed);
@@ -406,7 +431,7 @@ mod tests {
 
         #[test]
         fn no_response_reaches_past_what_was_written(
-            kind in 0usize..5,
+            kind in 0usize..ReplyKind::ALL.len(),
             file in 0u32..3,
             len in prop_oneof![0u64..20_000, any::<u64>()],
             available in 0u64..70_000,
@@ -415,7 +440,8 @@ mod tests {
             let header = ResponseHeader { kind, task: 1, finished_at: 2, len, parcel, file, is_short };
             let inline = if file == 0 { u128::from(len) } else { 0 };
             let sound = inline <= INLINE_MAX as u128
-                && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into();
+                && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into()
+                && (file == 0 || kind != ReplyKind::Appended);
             prop_assert_eq!(sound, ResponseHeader::parse(&header.encode(), available).is_ok());
         }
 

@@ -19,6 +19,7 @@ use super::record::{
     Body, Corrupt, Parsed, REQUEST_HEADER, RESPONSE_HEADER, ReplyKind, RequestHeader, ResponseHeader,
     SHORT_HEADER, SHORT_MAX, Small, padded, short_header, skip_mark,
 };
+use super::running;
 use super::spin::{Places, Spin};
 use crate::sys::fault::{self, Step, reach};
 use crate::sys::{self, Interest, Segment, Woken};
@@ -26,6 +27,10 @@ use crate::time::Moment;
 
 /// Most answers that a dozing host is not told of: a good part of what a ring holds.
 const UNTOLD_MAX: u32 = 256;
+/// The same of what a function publishes, for which no host has to be awake: in bytes of the ring.
+const UNTOLD_BYTES_MAX: u64 = RING_LEN as u64 / 2;
+/// Most files under way that hold what was published: the host wants the newest one only.
+const PUBLISHED_FILES_MAX: usize = 2;
 
 /// One request, as the worker got it.
 #[derive(Debug)]
@@ -113,6 +118,7 @@ impl WorkerChannel {
         // Leaked on purpose: the signal handler that marks a dump points into it, and it lives as
         // long as the process.
         let segment: &'static Segment = Box::leak(Box::new(Segment::map(file.as_fd(), SEGMENT_LEN)?));
+        running::open(segment);
         Ok(Self::over(segment, file, socket))
     }
 
@@ -315,7 +321,7 @@ impl WorkerChannel {
             len: body.len() as u64,
             parcel: false,
             file: 0,
-            is_short: kind.is_plain() && body.len() <= SHORT_MAX,
+            is_short: kind == ReplyKind::ReturnedPlain && body.len() <= SHORT_MAX,
         };
         if body.len() <= INLINE_MAX {
             return self.send_record(header, body);
@@ -333,7 +339,8 @@ impl WorkerChannel {
     }
 
     fn send_file(&mut self, header: ResponseHeader, file: BorrowedFd<'_>) -> io::Result<bool> {
-        while !self.file_may_go() {
+        let most = if header.kind.is_publication() { PUBLISHED_FILES_MAX } else { FILES_MAX };
+        while !self.file_may_go(most) {
             if !self.wait_for_room()? {
                 return Ok(false);
             }
@@ -360,6 +367,9 @@ impl WorkerChannel {
             self.write(RESPONSES + at + header_len, inline, Step::WorkerBodyHalf);
         }
         reach(Step::WorkerAnswerWritten);
+        if !header.kind.is_publication() {
+            running::answered(Moment::from_nanos(header.finished_at));
+        }
         self.written = self.written.wrapping_add(size);
         if header.file != 0 {
             self.files_pending.push_back(self.written);
@@ -372,6 +382,14 @@ impl WorkerChannel {
             return Ok(true);
         }
         self.untold += 1;
+        if header.kind.is_publication() {
+            // It waits for the answer, or for the deadline, and reads all of this then. A large one is not
+            // kept waiting, as it takes memory.
+            if header.file != 0 || self.untold >= UNTOLD_MAX || self.unread() > UNTOLD_BYTES_MAX {
+                self.wake_host(true)?;
+            }
+            return Ok(true);
+        }
         let pays = self.untold >= UNTOLD_MAX || !header.kind.is_value();
         // A host that dozed the last time need not even be looked at: the look waits until all that was
         // written has left this core. If it does not doze any more, it is told before we sleep.
@@ -418,11 +436,11 @@ impl WorkerChannel {
         self.written.wrapping_sub(self.segment.u64(RESPONSE_READ).load(Ordering::Acquire))
     }
 
-    fn file_may_go(&mut self) -> bool {
+    fn file_may_go(&mut self, most: usize) -> bool {
         let unread = self.unread();
         let written = self.written;
         self.files_pending.retain(|&end| written.wrapping_sub(end) < unread);
-        self.files_pending.len() < FILES_MAX
+        self.files_pending.len() < most
     }
 
     /// Waits until the host has read something. False if it is gone.
@@ -467,7 +485,7 @@ impl WorkerChannel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Handed, HostChannel, Outgoing, Ring, Section};
+    use super::super::{Handed, HostChannel, Limits, Outgoing, Ring, Section, Values};
     use super::*;
     use proptest::prelude::*;
 
@@ -574,7 +592,7 @@ mod tests {
             let request =
                 Outgoing { task, count: usize::try_from(count).unwrap(), function: 9, sections, plain: true };
             if host.stage(&request).unwrap() {
-                assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                assert_eq!(Handed::Yes, host.publish(sys::now(), Limits::default()).unwrap().0);
                 self.handed.extend(task..task + count);
             }
             self.next_task += count;
@@ -695,16 +713,16 @@ mod tests {
                         next += count;
                     }
                     if roll % 3 > 0 {
-                        assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                        assert_eq!(Handed::Yes, host.publish(sys::now(), Limits::default()).unwrap().0);
                     }
                 } else if roll % 64 == 0 && next <= CALLS {
-                    assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                    assert_eq!(Handed::Yes, host.publish(sys::now(), Limits::default()).unwrap().0);
                     for _ in 0..host.revoke() {
                         next = handed.pop_back().unwrap();
                     }
                 }
                 if next > CALLS {
-                    assert_eq!(Handed::Yes, host.publish().unwrap().0);
+                    assert_eq!(Handed::Yes, host.publish(sys::now(), Limits::default()).unwrap().0);
                 }
                 while let Some(&expected) = handed.front()
                     && let Some(reply) = host.receive(expected).unwrap()
@@ -733,6 +751,59 @@ mod tests {
         assert!(worker.send(ReplyKind::Returned, 100, b"done", sys::now()).unwrap());
         assert_eq!(100, host.receive(0).unwrap().unwrap().task);
         assert_eq!(FILES_MAX, hand_all(&mut host, 200));
+    }
+
+    /// It may publish as often as it likes: each is whole, they come in their order, and none is an answer.
+    #[test]
+    fn what_is_published_is_no_answer() {
+        let (mut host, mut worker) = pair();
+        assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
+        assert!(worker.try_receive().unwrap().is_some());
+        let mut values = Values::default();
+        for size in [0, 1, 5000, INLINE_MAX, INLINE_MAX + 1] {
+            for kind in [ReplyKind::Published, ReplyKind::PublishedPlain] {
+                assert!(worker.send(kind, 7, &vec![3; size], sys::now()).unwrap());
+                assert_eq!(0, host.receive_values(7, 1, &mut values).unwrap());
+                let reply = host.receive(7).unwrap().unwrap();
+                assert_eq!((kind, 7, vec![3; size]), (reply.kind, reply.task, bytes(&reply.body)));
+                host.acknowledge().unwrap();
+                assert_eq!(1, host.outstanding());
+            }
+        }
+        assert!(worker.send(ReplyKind::ReturnedPlain, 7, b"done", sys::now()).unwrap());
+        assert_eq!(1, host.receive_values(7, 1, &mut values).unwrap());
+        assert_eq!((b"done".to_vec(), 0), (values.bytes, host.outstanding()));
+    }
+
+    /// A sleeping host is not woken for a few small ones, and does not miss them.
+    #[test]
+    fn a_host_sleeps_on_while_little_is_published() {
+        let (mut host, mut worker) = pair();
+        assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
+        assert!(worker.try_receive().unwrap().is_some());
+        let is_rung = |host: &HostChannel| sys::wait_readable(host.socket(), Duration::ZERO).unwrap();
+        assert!(host.prepare_sleep(Ring::AtOnce));
+        for _ in 0..UNTOLD_MAX - 1 {
+            assert!(worker.send(ReplyKind::PublishedPlain, 7, b"x", sys::now()).unwrap());
+        }
+        assert!(!is_rung(&host));
+        assert!(!host.prepare_sleep(Ring::AtOnce), "there is something to read");
+        assert!(worker.send(ReplyKind::PublishedPlain, 7, b"x", sys::now()).unwrap());
+        assert!(is_rung(&host));
+        let mut count = 0;
+        while host.receive(7).unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(UNTOLD_MAX, count);
+        host.acknowledge().unwrap();
+        host.wake().unwrap();
+
+        assert!(host.prepare_sleep(Ring::AtOnce));
+        while worker.unread() <= UNTOLD_BYTES_MAX {
+            assert!(!is_rung(&host));
+            assert!(worker.send(ReplyKind::Appended, 7, &[0; 4000], sys::now()).unwrap());
+        }
+        assert!(is_rung(&host), "half of the ring is full");
     }
 
     #[test]
