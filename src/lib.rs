@@ -35,8 +35,8 @@ mod _core {
     #[pymodule_export]
     use super::python::{
         Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, PyLaunch, Roster, ServerCopy,
-        Surroundings, Waker, boot, decode_plain, ease_memory_limit, keep_at_most, keep_nothing, keep_open,
-        read_text, time_left, wait_any,
+        Surroundings, Waker, boot, decode_plain, ease_memory_limit, end_descendants, keep_at_most,
+        keep_nothing, keep_open, read_text, time_left, wait_any,
     };
 
     #[pymodule_init]
@@ -47,6 +47,7 @@ mod _core {
             super::sys::fault::arm();
             module.add("FAULT_STEPS", super::sys::fault::Step::NAMES)?;
         }
+        module.add("APPEND_MAX", super::transport::INLINE_MAX)?;
         module.add("SETUP", super::supervisor::SETUP)?;
         module.add("LARGE_FUNCTIONS_MAX", super::supervisor::LARGE_FUNCTIONS_MAX)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))

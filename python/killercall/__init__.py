@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         WorkerDied,
         WorkerStartError,
     )
+    from killercall._exec import killer_exec
     from killercall._futures import KillerFuture
     from killercall._host import preload, shutdown
     from killercall._imap import killer_imap
@@ -67,6 +68,7 @@ _HOMES = {
     "__version__": "_core",
     "killer_actor": "_actor",
     "killer_call": "_call",
+    "killer_exec": "_exec",
     "killer_imap": "_imap",
     "killer_pipeline": "_pipeline",
     "killer_pmap": "_pmap",
@@ -108,6 +110,7 @@ __all__ = [
     "__version__",
     "killer_actor",
     "killer_call",
+    "killer_exec",
     "killer_imap",
     "killer_pipeline",
     "killer_pmap",

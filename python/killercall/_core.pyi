@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, final
 
 __version__: str
+APPEND_MAX: int
 SETUP: int
 LARGE_FUNCTIONS_MAX: int
 
@@ -29,6 +30,9 @@ def keep_open(fds: list[int]) -> None:
 
 def read_text(path: str) -> str:
     """What a small file says."""
+
+def end_descendants() -> None:
+    """Kills and reaps all that this process has started, as far as it may."""
 
 def ease_memory_limit() -> None:
     """In a worker with a memory limit: makes room to tell that it was met."""

@@ -108,7 +108,14 @@ class TimeoutError(KillerError, builtins.TimeoutError):  # ruff: ignore[builtin-
         stack: the worker's Python stack at the deadline, most recent call first; None if the
             worker could not tell.
         partial: what the function published last; None if it published nothing.
+        cmd: the command of `killer_exec`, else None.
+        stdout: what that had written by then, if it was captured, else None.
+        stderr: the same of standard error.
     """
+
+    cmd: Any = None
+    stdout: Any = None
+    stderr: Any = None
 
     def __init__(
         self,

@@ -50,6 +50,13 @@ def publish(value: Any) -> None:
         worker.publish(value)
 
 
+def append(more: bytes) -> None:
+    """Keeps more in the host of what the call that runs has so far; see `_command`."""
+    worker = getattr(sys.modules.get("killercall._worker"), "serving", None)
+    if worker is not None:
+        worker.append(more)
+
+
 def time_left() -> float | None:
     """
     How much time there is until the nearest deadline of the call that runs.
@@ -69,4 +76,4 @@ def time_left() -> float | None:
     return _core.time_left()
 
 
-__all__ = ["publish", "time_left"]
+__all__ = ["append", "publish", "time_left"]

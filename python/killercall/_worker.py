@@ -239,6 +239,10 @@ class _Worker:
         passing = (KeyboardInterrupt, TimeoutError)
         return _payload.pack(self._serializer, value, "published", passing=passing, given=True)
 
+    def append(self, more: bytes) -> None:
+        """Tells the host more of what the call that runs has so far."""
+        self._channel.append(more)
+
     @staticmethod
     def flush() -> None:
         """What was printed is seen before the answer."""

@@ -17,5 +17,5 @@ pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster, Waker, wait_any};
 pub use logging::install as install_logging;
 pub use parcel::{Arrived, Parcel, keep_at_most, keep_nothing};
 pub use plain::decode_plain;
-pub use processes::{ServerCopy, boot, ease_memory_limit, keep_open, read_text};
+pub use processes::{ServerCopy, boot, ease_memory_limit, end_descendants, keep_open, read_text};
 pub use watches::{Captures, Surroundings};

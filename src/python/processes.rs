@@ -86,6 +86,12 @@ pub fn take_fd(fd: i32) -> OwnedFd {
     sys::own(fd)
 }
 
+/// Kills and reaps all that this process has started, as far as it may.
+#[pyfunction]
+pub fn end_descendants(py: Python<'_>) {
+    py.detach(sys::end_descendants);
+}
+
 /// A forkserver to be: a copy of the host.
 #[pyclass(frozen, module = "killercall._core")]
 #[derive(Debug)]

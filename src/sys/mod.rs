@@ -27,7 +27,9 @@ pub use signal::{
     CONTINUE_SIGNAL, ChildSignal, DUMP_SIGNAL, KILL_SIGNAL, TERMINATE_SIGNAL, install_dump_mark, send,
 };
 pub use socket::{Received, half_close, pipe, read_pipe, receive, send_all, send_message, socket_pair};
-pub use tree::{OwnChildren, children, descendants, is_killed, keep_reserve, kill_tree, release_reserve};
+pub use tree::{
+    OwnChildren, children, descendants, end_descendants, is_killed, keep_reserve, kill_tree, release_reserve,
+};
 pub use usage::{
     ease_memory_limit, image, limit_memory, proportional_memory, resident_memory, shares_memory_with_parent,
     state,

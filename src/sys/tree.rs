@@ -203,6 +203,27 @@ pub fn kill_tree(pid: i32) {
     }
 }
 
+/// Kills and reaps all that descends from this process, until nothing of it is left but what may not be
+/// signalled (a set-uid program). Whoever else waits for a child of this process loses it.
+///
+/// This process has to be a subreaper: then whoever loses its parent comes up to it, and its own list of
+/// children, from which nobody else takes one, is empty only when nothing is left.
+pub fn end_descendants() {
+    /// About as long as the kernel takes for a small process.
+    const PAUSE: std::time::Duration = std::time::Duration::from_micros(200);
+    loop {
+        let mut may_end = false;
+        for target in descendants(super::pid()) {
+            may_end |= super::send(target, super::KILL_SIGNAL).is_ok();
+        }
+        while let Ok(Some(_)) = super::try_reap_any() {}
+        if !may_end {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// Whether the whole tree of `pid`, which must not have ended, was killed: none of it runs any code of its
 /// own again, though the kernel may still have it. False if that is not certain: kill and ask again.
 ///
