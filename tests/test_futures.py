@@ -390,3 +390,113 @@ print(call.submit(-3).result())
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("1\n2\n2\n3\n", "")
+
+
+# What user code can do to the thread that drives
+
+
+def test_a_slow_exception_delays_nobody_else() -> None:
+    code = """
+import os, time
+from killercall import killer_call
+class Slow(Exception):
+    def __reduce__(self):
+        return rebuild, (os.getpid(),)
+def rebuild(pid):
+    if os.getpid() != pid:
+        time.sleep(3600)
+    return Slow()
+def fail():
+    raise Slow
+slow = killer_call(fail, timeout=30, cpus=2).submit()
+while not slow.done():
+    time.sleep(0.01)
+print(killer_call(abs, timeout=30).submit(-1).result())
+print(slow.cancel())
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("1\nFalse\n", "")
+
+
+def test_stop_iteration_ends_the_wait() -> None:
+    def stop() -> None:
+        raise StopIteration(3)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(killer_call(stop, timeout=30).aio())
+    assert isinstance(killer_call(stop, timeout=30).submit().exception(PATIENCE), StopIteration)
+
+
+def test_cancel_kills_whatever_callbacks_do(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    future = killer_call(note_pid, timeout=None).submit(str(path))
+    assert wait_until(lambda: bool(pids_in(path)), PATIENCE)
+
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    future.add_done_callback(leave)
+    with pytest.raises(SystemExit):
+        future.cancel()
+    (pid,) = pids_in(path)
+    assert wait_until(lambda: not is_running(pid), PATIENCE)
+
+
+def test_shutdown_ends_what_submits_again(caplog: pytest.LogCaptureFixture) -> None:
+    call = killer_call(abs, timeout=30)
+    count = 0
+
+    def again(_: object) -> None:
+        nonlocal count
+        count += 1
+        if count < 10_000:
+            call.submit(-1).add_done_callback(again)
+
+    call.submit(-1).add_done_callback(again)
+    assert wait_until(lambda: count > 3, PATIENCE)
+    killercall.shutdown()
+    assert count < 10_000
+    assert "while shutdown" in caplog.text
+    caplog.clear()
+
+
+def test_without_a_thread_a_submitted_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    killercall.shutdown()
+    call = killer_call(abs, timeout=30)
+
+    def refuse(_: object) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            call.submit(-1)
+    assert call.submit(-2).result(PATIENCE) == 2
+
+
+def test_a_forked_copy_ends_while_its_parent_submits() -> None:
+    code = """
+import os, sys, threading
+from killercall import killer_call
+call = killer_call(abs, timeout=30, cpus=2)
+call.submit(-1).result()
+is_over = False
+def work():
+    while not is_over:
+        call.submit(-1).cancel()
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(10):
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+is_over = True
+for thread in threads:
+    thread.join()
+print("right")
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("right\n", "")

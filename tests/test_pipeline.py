@@ -358,3 +358,46 @@ def test_bad_functions() -> None:
         killer_pipeline(3, square, to_list)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="write must be callable"):
         killer_pipeline(numbers, square, None)  # type: ignore[arg-type]
+
+
+def test_a_child_that_the_reader_forked_does_not_speak_for_it() -> None:
+    def read() -> Iterator[int]:
+        for number in range(20):
+            if number == 6 and os.fork() == 0:
+                return
+            yield number
+
+    assert killer_pipeline(read, square, to_list, cpus=1, timeout=30) == [x * x for x in range(20)]
+
+
+def test_a_lost_connection_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has ended our thread."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("killercall._pipeline.frames", fail)
+    error = fails_soon(
+        lambda: killer_pipeline(numbers, square, to_list, cpus=1, timeout=30),
+        killercall.KillerError,
+    )
+    assert "MemoryError" in str(error)
+
+
+def test_a_result_that_cannot_be_unpickled_is_a_failed_item() -> None:
+    code = """
+import os
+from killercall import killer_pipeline
+class Rude:
+    def __init__(self, x):
+        self.x = x
+    def __reduce__(self):
+        return rebuild, (os.getpid(), self.x)
+def rebuild(pid, x):
+    if os.getpid() != pid:
+        raise LookupError(x)
+    return Rude(x)
+print(killer_pipeline(lambda: range(2), Rude, list, cpus=1, timeout=30, on_error="default", default="bad"))
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("['bad', 'bad']\n", "")

@@ -519,12 +519,10 @@ class ActorMethod:
         Where the awaiting task is cancelled, a call that waits for its turn is withdrawn. One that
         runs is killed, and the instance with it.
         """
-        import asyncio
-
         instance = self._actor._killercall_instance
         if self._is_async and isinstance(instance, _Here):
             return await getattr(instance._object, self._name)(*args, **kwargs)
-        return await asyncio.wrap_future(self.submit(*args, **kwargs))
+        return await _futures.wait_in_loop(self.submit(*args, **kwargs))
 
     def options(self, **options: Any) -> ActorMethod:
         """

@@ -199,11 +199,11 @@ class KillerFunction(_Generic[P, R]):
             >>> asyncio.run(square.aio(3))
             9
         """
-        import asyncio
-
         if is_inline() and self._killercall_is_async:
             return await self.__wrapped__(*args, **kwargs)  # type: ignore[no-any-return, misc]
-        value: R = await asyncio.wrap_future(self.submit(*args, **kwargs))
+        from killercall import _futures
+
+        value: R = await _futures.wait_in_loop(self.submit(*args, **kwargs))
         return value
 
     def _lane(self) -> Lane:
@@ -223,6 +223,9 @@ class KillerFunction(_Generic[P, R]):
             return
         if job.is_partial(outcome):
             future.settle(lambda: job.partial(outcome))
+            return
+        if outcome.ending == "raised":
+            future.settle_raised(lambda: self._failure(job, outcome))
             return
         failure = self._failure(job, outcome)
         on_timeout = self._killercall_options.on_timeout

@@ -79,7 +79,11 @@ class _Walk:
             return self._are_told(value) and self._are_told(value.values())
         if kind is functools.partial:
             parts = (value.func, value.args)
-            return self._are_told(parts) and self._is_dict_told(value.keywords)
+            return (
+                self._are_told(parts)
+                and self._is_dict_told(value.keywords)
+                and self._is_dict_told(vars(value))
+            )
         if hasattr(kind, "_killercall_calls"):
             return self._is_decorated_told(value)
         if isinstance(value, type):
@@ -89,7 +93,13 @@ class _Walk:
         if _is_of(value, "re", "Pattern"):
             return True
         numpy = sys.modules.get("numpy")
-        return numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject
+        # Of all scalars those with fields can be changed.
+        return (
+            numpy is not None
+            and isinstance(value, numpy.generic)
+            and not isinstance(value, numpy.void)
+            and not value.dtype.hasobject
+        )
 
     def _are_told(self, values: Collection[Any]) -> bool:
         self._count += len(values)

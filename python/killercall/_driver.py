@@ -78,6 +78,7 @@ class Driver:
         self._lock = RLock()
         self._thread: threading.Thread | None = None
         self._is_exiting = False
+        self._pid = os.getpid()
         self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
         # Those who wait until nothing is driven any more, after which the thread ends.
         self._stopping: list[threading.Event] = []
@@ -124,6 +125,11 @@ class Driver:
         return self._is_exiting
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether somebody waits for the end of all that is driven."""
+        return bool(self._stopping)
+
+    @property
     def has_ended(self) -> bool:
         """Whether the thread has ended for good."""
         return self._is_exiting and self._thread is None
@@ -132,6 +138,10 @@ class Driver:
         """Raises `RuntimeError` when it is too late for anything new."""
         if self._is_exiting:
             message = "cannot submit a call: the interpreter is shutting down"
+            raise RuntimeError(message)
+        if self._stopping and self.is_current():
+            # A callback of what is cancelled would have us go on for ever.
+            message = "cannot submit a call from a callback while shutdown() ends all calls"
             raise RuntimeError(message)
 
     def is_current(self) -> bool:
@@ -202,6 +212,9 @@ class Driver:
 
     def finish(self) -> None:
         """At the end of the interpreter: waits for what has a deadline, kills the rest."""
+        if os.getpid() != self._pid:
+            # A forked copy has no such thread.
+            return
         thread = self._thread
         if thread is None or self._is_exiting:
             self._is_exiting = True
@@ -250,9 +263,10 @@ def current() -> Driver:
     global _current  # ruff: ignore[global-statement] - one per process, like what it describes
     with _lock:
         if _current is None:
-            _current = Driver()
+            driver = Driver()
             # Before the interpreter waits for its threads; `concurrent.futures` does the same.
-            threading._register_atexit(_current.finish)  # type: ignore[attr-defined]
+            threading._register_atexit(driver.finish)  # type: ignore[attr-defined]
+            _current = driver
         return _current
 
 

@@ -44,6 +44,18 @@ class _Value:
         return self._value
 
 
+class _Unread(Exception):
+    """Stands for an exception that has to be unpickled, by whoever asks for it first."""
+
+    def __init__(self, unpickle: Callable[[], BaseException]) -> None:
+        super().__init__()
+        self._error = _Value(unpickle)
+
+    def read(self) -> BaseException:
+        error: BaseException = self._error.get()
+        return error
+
+
 class KillerFuture(Future):  # type: ignore[type-arg]
     """
     The future of a call in a worker process. Made by `submit`.
@@ -73,26 +85,43 @@ class KillerFuture(Future):  # type: ignore[type-arg]
 
         Does not wait until the worker is dead, which takes milliseconds.
         """
-        if not super().cancel():
-            with self._condition:
-                if self._state != "RUNNING":
-                    return False
+        call = self._call
+        with self._condition:
+            was_running = self._state == "RUNNING"
+            if was_running:
                 self._state = "CANCELLED"
                 self._condition.notify_all()
-            self._invoke_callbacks()  # type: ignore[attr-defined]
-        call = self._call
-        if call is not None:
-            call.stop()
-        return True
+        try:
+            if was_running:
+                # Before the callbacks: these are the user's.
+                if call is not None:
+                    call.stop()
+                self._invoke_callbacks()  # type: ignore[attr-defined]
+                return True
+            return super().cancel()
+        finally:
+            if not was_running and call is not None and self.cancelled():
+                call.stop()
 
     def result(self, timeout: float | None = None) -> Any:
         """The value of the call, or what it raised; waits for at most `timeout` seconds."""
-        value = super().result(timeout)
-        return value.get() if isinstance(value, _Value) else value
+        try:
+            value = super().result(timeout)
+        except _Unread as unread:
+            error = unread.read()
+        else:
+            return value.get() if isinstance(value, _Value) else value
+        try:
+            raise error
+        finally:
+            # Or the traceback holds this frame, which holds the exception.
+            del error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, None if it returned; waits for at most `timeout` seconds."""
         error = super().exception(timeout)
+        if isinstance(error, _Unread):
+            return error.read()
         if error is None and isinstance(self._result, _Value):
             try:
                 self._result.get()
@@ -106,6 +135,10 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         """It has a value, which is found out when it is asked for."""
         with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
             self.set_result(_Value(value))
+
+    def settle_raised(self, error: Callable[[], BaseException]) -> None:
+        """It has raised something, which is found out when it is asked for."""
+        self.settle_error(_Unread(error))
 
     def settle_error(self, error: BaseException) -> None:
         """It has failed."""
@@ -136,6 +169,8 @@ class Lane(_driver.Queue):
     def _enter(self, call: Call) -> None:
         self.driver.know(self)
         self._waiting.append(call)
+        if self.driver.is_stopping:
+            self.drop(only_endless=False)
         self.advance()
 
     def advance(self) -> None:
@@ -279,6 +314,36 @@ class Call(_driver.Run):
         self.__dict__.pop("_finish", None)
 
 
+async def wait_in_loop(future: KillerFuture) -> Any:
+    """
+    Its value, while the event loop goes on; it is cancelled with the task that waits.
+
+    Not by `asyncio.wrap_future`, which waits for ever if a call raises `StopIteration`.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell(_: object) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def tell_loop(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # It is closed: nobody waits any more.
+            loop.call_soon_threadsafe(tell, None)
+
+    future.add_done_callback(tell_loop)
+    try:
+        await done
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
+
+
 def completed(run: Callable[[], Any]) -> KillerFuture:
     """The future of a call that is made right here."""
     future = KillerFuture()
@@ -292,4 +357,4 @@ def completed(run: Callable[[], Any]) -> KillerFuture:
     return future
 
 
-__all__ = ["Call", "KillerFuture", "Lane", "completed"]
+__all__ = ["Call", "KillerFuture", "Lane", "completed", "wait_in_loop"]

@@ -566,7 +566,8 @@ class Plan:
             captures = _captures.captures_of(function)
         self._shared = _shared
         self._captures = captures
-        self.is_watched = captures is not None
+        # An initializer may refer to anything.
+        self.is_watched = captures is not None and options.initializer is None
         self._surroundings = surroundings.seen
         keywords = {
             **_function_part(function, name, options),
@@ -597,7 +598,8 @@ class Plan:
     def is_current(self) -> bool:
         """Whether a new one would be the same, as far as a glance tells."""
         return (
-            self._captures is not None
+            self.is_watched
+            and self._captures is not None
             and self._shared is _shared
             and not sys.is_finalizing()
             and self._surroundings.is_current()

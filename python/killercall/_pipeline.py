@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from typing import NamedTuple
 
 from killercall import _core, _payload
@@ -35,6 +36,8 @@ _WINDOW_PER_WORKER = 4
 _WINDOW_LEAST = 16
 # Seconds between two looks for signals.
 _SLICE = 0.05
+# Seconds for a stage to end after its connection has.
+_LOSS_LIMIT = 2.0
 _SECRET = 32
 
 
@@ -139,7 +142,10 @@ def _run_inline(functions: _Functions, *, options: Options, batch: int | None) -
 class _End:
     """The host's end of the connection to a reader or a writer, and the thread that serves it."""
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self, serve: Callable[[socket.socket], None], fail: Callable[[BaseException], None]
+    ) -> None:
+        self._fail = fail
         self.secret = secrets.token_bytes(_SECRET)
         self._serve = serve
         self._is_closed = False
@@ -165,11 +171,13 @@ class _End:
         self._thread.start()
 
     def _run(self) -> None:
-        # When the connection is lost there is more to be learned from how the stage has ended.
-        with contextlib.suppress(OSError, EOFError):
+        try:
             connection = self._accept()
             if connection is not None:
                 self._serve(connection)
+        except BaseException as error:
+            if not self._is_closed:
+                self._fail(error)
 
     def _accept(self) -> socket.socket | None:
         while not self._is_closed:
@@ -190,13 +198,17 @@ class _End:
     def close(self) -> None:
         """Ends connection and thread."""
         self._is_closed = True
-        self._listener.close()
+        with contextlib.suppress(OSError):
+            # A thread that waits for the stage wakes up.
+            self._listener.shutdown(socket.SHUT_RDWR)
         connection = self._connection
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
             self._thread.join()
+        self._listener.close()
+        del self._serve, self._fail
         if connection is not None:
             connection.close()
         if self._directory is not None:
@@ -238,7 +250,9 @@ class _Pipeline:
         # Results that wait for those before them.
         self._results: dict[int, bytes] = {}
         self._written = 0
-        self._ends = (_End(self._receive), _End(self._send))
+        self._ends = (_End(self._receive, self._note_loss), _End(self._send, self._note_loss))
+        # What has ended one of their threads, and when.
+        self._loss: tuple[BaseException, float] | None = None
         reader = self._stage(Reader, functions.read, self._ends[0])
         reader.batch = batch
         writer = self._stage(Writer, functions.write, self._ends[1])
@@ -296,8 +310,20 @@ class _Pipeline:
                     elif name == "write":
                         return job.value(outcome)
             self._feed()
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        """When a connection is lost, how the stage has ended tells more; if it has."""
+        if self._loss is not None and time.monotonic() > self._loss[1] + _LOSS_LIMIT:
+            error = self._loss[0]
+            message = f"the pipeline has lost a stage: {_payload.describe(error)}"
+            raise KillerError(message) from error
 
     # In threads of their own
+
+    def _note_loss(self, error: BaseException) -> None:
+        self._loss = error, time.monotonic()
+        self._waker.wake()
 
     def _receive(self, connection: socket.socket) -> None:
         for frame in frames(connection):

@@ -7,6 +7,7 @@ the end. Both ends are ours, which the stage shows by a secret.
 
 from __future__ import annotations
 
+import os
 import socket
 
 from killercall import _payload
@@ -52,6 +53,12 @@ def _exactly(stream: Any, length: int) -> bytes:
     return body
 
 
+def _leave_unless(process: int) -> None:
+    """A child that the reader forked has come back here: it must not speak for us."""
+    if os.getpid() != process:
+        os._exit(0)
+
+
 class Stage:
     """A function of the user's that runs in a worker and is connected to the host."""
 
@@ -80,9 +87,13 @@ class Reader(Stage):
 
     def __call__(self) -> None:
         serializer = _payload.serializer_from(self.serializer)
+        process = os.getpid()
         with self.connect() as connection:
             for item in self.grouped(self.function()):
-                send_frame(connection, _payload.dumps(serializer, item, "item"))
+                frame = _payload.dumps(serializer, item, "item")
+                _leave_unless(process)
+                send_frame(connection, frame)
+            _leave_unless(process)
             send_frame(connection, b"")
 
     def grouped(self, items: Iterable[Any]) -> Iterator[Any]:
