@@ -702,7 +702,16 @@ impl Driver {
         for crew in &mut self.crew {
             crew.partial.take_if(|(task, _)| run.contains(*task));
         }
-        match self.crew[at].worker.stage(run, &self.payload, &self.arguments) {
+        let Crew { worker, corrupt, .. } = &mut self.crew[at];
+        if worker.in_hand() == 0 && !worker.is_sound() {
+            if corrupt.is_none() {
+                // An earlier call has written over its memory. This one has nothing to do with it.
+                log::info!("worker {id:?} is not fit for use any more");
+                worker.kill();
+            }
+            return Some(Event::Refused { worker: id, run, retired: true });
+        }
+        match worker.stage(run, &self.payload, &self.arguments) {
             Ok(Run { count: 0, .. }) => None,
             Ok(run) => Some(Event::Refused { worker: id, run, retired: false }),
             Err(error) => Some(Self::not_handed(id, &error)),
@@ -742,7 +751,7 @@ impl Driver {
         self.read_replies(at);
         let idle = self.crew[at].worker.in_hand() == 0;
         if published.handed == Handed::Unsound && idle {
-            // An earlier call has written over its memory. This one has nothing to do with it.
+            // Something has written over its memory in this very moment.
             log::info!("worker {id:?} is not fit for use any more");
             self.crew[at].worker.kill();
         } else if published.handed == Handed::Unsound && self.crew[at].corrupt.is_none() {

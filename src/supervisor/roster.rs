@@ -240,6 +240,11 @@ impl HostWorker {
         }
     }
 
+    /// Whether a task may be staged: an earlier call may have written over what the worker goes by.
+    pub fn is_sound(&self) -> bool {
+        self.channel.is_sound()
+    }
+
     /// Hands it all that was staged.
     pub fn publish(&mut self, now: Moment, limits: Limits) -> std::io::Result<Published> {
         let staged = std::mem::take(&mut self.staged);

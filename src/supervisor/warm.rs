@@ -112,7 +112,9 @@ impl Warm {
         let mut arguments = Arguments::default();
         arguments.push(TASK, batch);
         let since = sys::now();
-        if !worker.stage(Run::one(TASK), &self.payload, &arguments).is_ok_and(|left| left.count == 0) {
+        if !worker.is_sound()
+            || !worker.stage(Run::one(TASK), &self.payload, &arguments).is_ok_and(|left| left.count == 0)
+        {
             worker.kill();
             return Err(Attempt::Nobody);
         }

@@ -220,6 +220,16 @@ impl HostChannel {
         Ok(first)
     }
 
+    /// Whether the claim word says of an idle worker what it should. One that has it otherwise may start at once
+    /// whatever is written to its ring, so it must not get anything.
+    pub fn is_sound(&self) -> bool {
+        self.agrees(claim::load(self.segment.u64(CLAIM)), self.calls - self.staged)
+    }
+
+    fn agrees(&self, claim: claim::Claim, calls: usize) -> bool {
+        claim.handed == claim::low(self.handed) && claim.unclaimed() as usize <= calls
+    }
+
     /// Hands all that was staged to the worker, and wakes it if it sleeps: then the second value is
     /// true. If it does not take them, they were never handed out.
     ///
@@ -233,7 +243,7 @@ impl HostChannel {
         let count = u32::try_from(staged).expect("a ring holds fewer");
         let claim = claim::load(self.segment.u64(CLAIM));
         let before = self.calls - staged;
-        let handed = if claim.handed != claim::low(self.handed) || claim.unclaimed() as usize > before {
+        let handed = if !self.agrees(claim, before) {
             Handed::Unsound
         } else if self.hand_out(count, now, limits) {
             self.handed += u64::from(count);

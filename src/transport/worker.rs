@@ -816,6 +816,19 @@ mod tests {
     }
 
     #[test]
+    fn a_scribbling_worker_is_found_out_before_it_gets_anything() {
+        let (mut host, worker) = pair();
+        assert!(host.is_sound());
+        assert!(host.hand(1, 0, [b"", b"", b""]).unwrap());
+        assert!(host.is_sound());
+        let before = worker.segment.u64(CLAIM).load(Ordering::Acquire);
+        for bit in 31..62 {
+            worker.segment.u64(CLAIM).store(before ^ 1 << bit, Ordering::Release);
+            assert!(!host.is_sound(), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn a_worker_learns_that_the_host_is_gone() {
         let (host, mut worker) = pair();
         drop(host);
