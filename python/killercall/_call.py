@@ -6,7 +6,6 @@ import functools
 import types
 
 from killercall import _core
-from killercall._cpus import default_workers
 from killercall._host import (
     HostJob,
     Plan,
@@ -212,6 +211,8 @@ class KillerFunction(_Generic[P, R]):
         lane = self._killercall_lane.get("lane")
         if lane is None or lane.driver is not _driver.current():
             # The first one, or one of the process that has forked this one.
+            from killercall._cpus import default_workers
+
             limit = self._killercall_options.cpus or default_workers()
             lane = self._killercall_lane["lane"] = _futures.Lane(limit)
         return lane

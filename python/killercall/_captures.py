@@ -15,6 +15,10 @@ import types
 
 from killercall import _core, _payload
 
+# What finds names needs it. In the host it is there from the start, as an interrupt in the middle
+# of an import is printed.
+__import__("opcode")
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

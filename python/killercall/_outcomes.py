@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import html
-
 from killercall._payload import short_repr
 
 TYPE_CHECKING = False
@@ -117,6 +114,8 @@ class Outcomes(list[Outcome]):  # ruff: ignore[subclass-builtin] - it is one, to
             >>> killer_pmap(lambda x: 1 / x, [0, 4, 5], cpus=1, outcomes=True).counts()
             {'returned': 2, 'raised': 1, 'timed_out': 0, 'died': 0, 'cancelled': 0}
         """
+        import collections
+
         found = collections.Counter(record.status for record in self)
         return {status: found[status] for status in STATUSES}
 
@@ -155,6 +154,8 @@ class Outcomes(list[Outcome]):  # ruff: ignore[subclass-builtin] - it is one, to
         ]
         if rows:
             parts.append(_table("slowest", ("index", "item", "status", "seconds"), rows))
+        import collections
+
         places = collections.Counter(filter(None, map(_place, self)))
         if places:
             stuck = [(str(count), place) for place, count in places.most_common(_SHOWN)]
@@ -173,6 +174,8 @@ def _place(record: Outcome) -> str | None:
 
 def _table(caption: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     def row(cells: tuple[str, ...], tag: str) -> str:
+        import html
+
         texts = (html.escape(cell[:_TEXT_MAX]) for cell in cells)
         return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
 
