@@ -26,6 +26,7 @@ from processes import (
     alive_with_mark,
     open_fds,
     thread_count,
+    thread_names,
     wait_until,
     zombie_children,
 )
@@ -62,6 +63,6 @@ def no_leaks(_first_call: None) -> Iterator[None]:
     assert {} == left
     assert [] == zombie_children()
     wait_until(lambda: thread_count() <= threads, LIMIT)
-    assert thread_count() <= threads
+    assert thread_count() <= threads, thread_names()
     leaked = {fd: target for fd, target in open_fds().items() if fds.get(fd) != target}
     assert {} == leaked

@@ -125,9 +125,25 @@ def open_fds() -> dict[int, str]:
     return found
 
 
+def thread_names() -> list[str]:
+    """
+    What the kernel calls the threads of this process, those of native code too.
+
+    Not those that the allocator of pyarrow and polars starts when it sees fit.
+    """
+    if not os.path.exists("/proc/self/task"):
+        return [""] * psutil.Process().num_threads()
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        path = f"/proc/self/task/{task}/comm"
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+            found.append(file.read().strip())
+    return [name for name in found if not name.startswith("jemalloc")]
+
+
 def thread_count() -> int:
-    """The threads of this process, those of native code too."""
-    return psutil.Process().num_threads()
+    """How many there are."""
+    return len(thread_names())
 
 
 def wait_until(condition: Callable[[], Any], limit: float = PATIENCE) -> Any:

@@ -111,14 +111,15 @@ def test_the_reader_is_not_far_ahead(tmp_path: Path) -> None:
     path = tmp_path / "read"
 
     def read() -> Iterator[int]:
-        for number in range(10_000):
-            path.write_text(str(number))
-            yield number
+        with open(path, "ab", buffering=0) as file:
+            for number in range(10_000):
+                file.write(b"x")
+                yield number
 
     def write(results: Iterator[int]) -> int:
         next(results)
         time.sleep(0.5)
-        return int(path.read_text())
+        return path.stat().st_size
 
     # The kernel's buffers are between the processes, too.
     assert killer_pipeline(read, lambda x: "x" * 50_000, write, cpus=1, timeout=30) < 2_000
