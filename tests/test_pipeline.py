@@ -153,7 +153,10 @@ def test_a_writer_that_fails_while_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "pid"
 
     def work(x: int) -> None:
-        path.write_text(str(os.getpid()))
+        part = tmp_path / "part"
+        part.write_text(str(os.getpid()))
+        # It is killed as soon as the writer finds it.
+        part.replace(path)
         time.sleep(60)
 
     def write(results: Iterator[int]) -> None:
