@@ -164,7 +164,7 @@ import sys, threading, time
 from killercall import killer_call
 def trace():
     # What our pickler needs is no trace.
-    return sorted(set(sys.modules) - {"opcode", "_opcode"}), sorted(vars(sys.modules["__main__"])), threading.active_count()
+    return sorted(set(sys.modules) - {"opcode", "_opcode", "_opcode_metadata"}), sorted(vars(sys.modules["__main__"])), threading.active_count()
 call = killer_call(trace, reuse=False, timeout=30)
 first = call()
 for _ in range(3):
