@@ -44,6 +44,12 @@ def square(number: int) -> int:
     return number * number
 
 
+def square_slowly(number: int) -> int:
+    """So that one worker is not done with all items before the next one is there."""
+    time.sleep(0.02)
+    return square(number)
+
+
 def twice(number: int, data: bytes) -> bytes:
     """A call whose arguments and result travel as files."""
     note(number)
@@ -159,7 +165,7 @@ def main() -> None:
     perform(
         "map",
         lambda: killer_pmap(
-            square,
+            square_slowly,
             items,
             CPUS,
             TIMEOUT,
