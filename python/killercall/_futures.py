@@ -169,8 +169,9 @@ class Lane(_driver.Queue):
     def _enter(self, call: Call) -> None:
         self.driver.know(self)
         self._waiting.append(call)
-        if self.driver.is_stopping:
-            self.drop(only_endless=False)
+        if self.driver.is_stopping or self.driver.is_exiting:
+            # It was on its way when all others were ended.
+            self.drop(only_endless=not self.driver.is_stopping)
         self.advance()
 
     def advance(self) -> None:
