@@ -83,12 +83,12 @@ def in_batches(lines: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def open_in_vain(_parts: Iterable[str]) -> None:
+def open_in_vain(parts: Iterable[str]) -> None:
     """A writer that cannot open its file, and says when it found out."""
     path = "/no/such/directory/volatility.csv"
     try:
-        with open(path, "w", encoding="ascii"):
-            pass
+        with open(path, "w", encoding="ascii") as file:
+            file.writelines(parts)
     except OSError as error:
         error.add_note(f"failed at {time.monotonic()}")
         raise

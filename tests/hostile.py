@@ -43,6 +43,16 @@ def publish_sometimes(x: int) -> int:
     return x
 
 
+def count_beside(path: str) -> int:
+    """How many of these run at a time, by what each leaves in a directory while it does."""
+    mark = os.path.join(path, str(os.getpid()))
+    append(mark, "here")
+    time.sleep(0.05)
+    beside = len(os.listdir(path))
+    os.remove(mark)
+    return beside
+
+
 def note(path: str, role: str = "worker", pid: int | None = None) -> None:
     """Appends `role pid` to the file, in one write."""
     append(path, f"{role} {os.getpid() if pid is None else pid}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import hostile
 import killercall
 from killercall import killer_call
 from processes import PATIENCE, is_running, run_script, wait_until
@@ -119,16 +120,7 @@ def test_an_ended_call_is_not_cancelled() -> None:
 
 
 def test_so_many_run_at_a_time(tmp_path: Path) -> None:
-    def count(path: str) -> int:
-        mark = os.path.join(path, str(os.getpid()))
-        with open(mark, "w", encoding="ascii"):
-            pass
-        time.sleep(0.05)
-        beside = len(os.listdir(path))
-        os.remove(mark)
-        return beside
-
-    call = killer_call(count, timeout=30, cpus=3)
+    call = killer_call(hostile.count_beside, timeout=30, cpus=3)
     futures = [call.submit(str(tmp_path)) for _ in range(20)]
     most = max(future.result(PATIENCE) for future in futures)
     assert 1 < most <= 3
@@ -356,6 +348,25 @@ def test_the_interpreter_waits_for_calls_with_a_deadline(tmp_path: Path) -> None
     assert (result.stdout, result.stderr) == ("end\n", "")
     assert sorted(os.listdir(tmp_path)) == ["endless", "first", "second"]
     assert time.monotonic() - start < 30
+
+
+def test_a_call_on_its_way_at_the_exit_is_ended_too() -> None:
+    """It comes in when all others have been ended."""
+    code = """
+import time
+from killercall import _driver, killer_call
+nap = killer_call(time.sleep, timeout=None)
+call, lane = nap._queued((3600,), {}), nap._lane()
+call.lane = lane
+begin_exit = _driver.Driver._begin_exit
+def begin(self):
+    begin_exit(self)
+    lane._enter(call)
+_driver.Driver._begin_exit = begin
+print(killer_call(abs, timeout=30).submit(-1).result())
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("1\n", "")
 
 
 def test_too_late_is_a_runtime_error() -> None:

@@ -14,7 +14,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import weakref
 from concurrent.futures import (
     ALL_COMPLETED,
@@ -230,17 +229,8 @@ def test_many_threads_submit_at_once(pool: KillerPool) -> None:
 
 
 def test_so_many_run_at_a_time(tmp_path: Path) -> None:
-    def count(path: str) -> int:
-        mark = os.path.join(path, str(os.getpid()))
-        with open(mark, "w", encoding="ascii"):
-            pass
-        time.sleep(0.05)
-        beside = len(os.listdir(path))
-        os.remove(mark)
-        return beside
-
     with KillerPool(3, timeout=30) as pool:
-        assert 1 < max(pool.map(count, [str(tmp_path)] * 20)) <= 3
+        assert 1 < max(pool.map(hostile.count_beside, [str(tmp_path)] * 20)) <= 3
 
 
 # Workers
@@ -1522,7 +1512,8 @@ def test_a_cancelled_task_kills_its_call(single: KillerPool, tmp_path: Path) -> 
 
 
 def test_a_progress_bar_goes_round_its_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    tqdm = pytest.importorskip("tqdm")
+    import tqdm
+
     # Or it starts a thread that stays.
     monkeypatch.setattr(tqdm.tqdm, "monitor_interval", 0)
     with KillerPool(2, timeout=30) as pool:

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -403,7 +402,6 @@ print("done")
 """
 
 
-@pytest.mark.skipif(find_spec("arch") is None, reason="arch is not installed")
 def test_the_best_parameters_so_far_of_an_optimiser() -> None:
     """A likelihood is climbed for 50 ms, in compiled code, and what there is by then is returned."""
     # In a process of its own: what it imports starts threads for good.

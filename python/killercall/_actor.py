@@ -353,24 +353,16 @@ class _ActorCall(_futures.Call):
                 return
         except BaseException as error:
             self.future.settle_error(error)
-        self._leave()
+        self.leave()
 
-    def fail(self, error: BaseException) -> None:
-        """The driver cannot go on with it."""
-        self.lane.driver.remove(self)
-        try:
-            with self.job.scope:
-                self.future.settle_error(error)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """All of it has ended; the next one may begin."""
         instance = self._instance
         if self._is_constructor and self._is_building:
             # Nobody has an actor to call; but who keeps the traceback keeps one.
             instance.is_lost = True
         self._release()
-        self.lane.leave(self)
+        super().leave()
         instance.tidy()
 
     def _take(self, outcome: _core.Outcome) -> Callable[[], HostJob] | None:
@@ -637,12 +629,7 @@ class Actor:
 
 def _method_of(cls: type, name: str) -> Any:
     """What a class has as this method, without asking descriptors; None if it is none."""
-    for base in cls.__mro__:
-        if name in vars(base):
-            found = vars(base)[name]
-            break
-    else:
-        return None
+    found = _in_class(cls, name)
     if isinstance(found, (staticmethod, classmethod)):
         return found.__func__
     if isinstance(found, (functools.partialmethod, functools.singledispatchmethod)):
@@ -722,11 +709,12 @@ class ActorClass(_Generic[P]):
 
 
 def _class_method_of(cls: type, name: str) -> Any:
-    for base in cls.__mro__:
-        if name in vars(base):
-            found = vars(base)[name]
-            return found.__func__ if isinstance(found, classmethod) else None
-    return None
+    found = _in_class(cls, name)
+    return found.__func__ if isinstance(found, classmethod) else None
+
+
+def _in_class(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ nothing here is locked while user code may run, and nothing is done twice.
 
 from __future__ import annotations
 
+import abc
 import collections
 import functools
 import os
@@ -29,7 +30,7 @@ _LINGER = 5.0
 _LONG = 3600.0
 
 
-class Run:
+class Run(abc.ABC):
     """
     A job that the driver waits for. All methods are for the driver's thread.
 
@@ -41,29 +42,25 @@ class Run:
     job: HostJob
     has_deadline: bool = True
 
+    @abc.abstractmethod
     def collect(self) -> None:
         """Something has ended that can be taken from the job."""
-        self.on_done(self.job.take())
 
-    def on_done(self, outcomes: list[_core.Outcome]) -> None:
-        """Takes what has ended."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def fail(self, error: BaseException) -> None:
         """The driver cannot go on with it."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Kills what runs."""
         self.job.cancel(gently=False)
 
 
-class Queue:
+class Queue(abc.ABC):
     """What waits to be driven. All methods are for the driver's thread."""
 
+    @abc.abstractmethod
     def drop(self, *, only_endless: bool) -> None:
         """Cancels what has not begun: all of it, or what has no deadline."""
-        raise NotImplementedError
 
 
 class Driver:

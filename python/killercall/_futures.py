@@ -273,6 +273,10 @@ class Call(_driver.Run):
         """Kills it; its future is cancelled."""
         self.future.cancel()
 
+    def collect(self) -> None:
+        """Something of it has ended."""
+        self.on_done(self.job.take())
+
     def on_done(self, outcomes: list[_core.Outcome]) -> None:
         """All of it has ended, or some."""
         self._outcomes += outcomes
@@ -285,8 +289,7 @@ class Call(_driver.Run):
                     self._finish(self.job, self._outcomes, self.future)
         except BaseException as error:
             self.future.settle_error(error)
-        self.let_go()
-        self.lane.leave(self)
+        self.leave()
 
     def fail(self, error: BaseException) -> None:
         """The driver cannot go on with it."""
@@ -295,8 +298,12 @@ class Call(_driver.Run):
             with self.job.scope:
                 self.future.settle_error(error)
         finally:
-            self.let_go()
-            self.lane.leave(self)
+            self.leave()
+
+    def leave(self) -> None:
+        """All of it has ended; the next one may begin."""
+        self.let_go()
+        self.lane.leave(self)
 
     def refuse(self, error: BaseException) -> None:
         """It will not begin."""

@@ -282,8 +282,7 @@ class _Stream(_driver.Run):
         """Kills what runs, and waits until it is dead."""
         self.driver.remove(self)
         self.error = self.error or RuntimeError("the map is closed")
-        with self.job.scope:
-            pass
+        self.job.scope.close()
 
 
 class _Consumer:

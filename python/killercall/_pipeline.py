@@ -288,8 +288,7 @@ class _Pipeline:
         self._places.release()
         self._outgoing.put(None)
         for job in self._jobs.values():
-            with job.scope:
-                pass
+            job.scope.close()
         for end in self._ends:
             end.close()
 
