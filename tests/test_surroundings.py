@@ -464,6 +464,41 @@ print(os.waitpid(child, 0)[1])
     assert ("", "1\n0\n") == (done.stderr, done.stdout)
 
 
+def test_fork_while_another_thread_imports(tmp_path: Path) -> None:
+    """The copy has no such thread: it imports the module itself, instead of waiting for ever."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import threading\n"
+        "if threading.current_thread().name == 'importer':\n"
+        "    import __main__\n"
+        "    __main__.begun.set()\n"
+        "    __main__.done.wait(60)\n"
+        "value = 7\n"
+    )
+    script = f"""
+import sys, threading
+sys.path.insert(0, {str(tmp_path)!r})
+from killercall import killer_call
+begun, done = threading.Event(), threading.Event()
+def load():
+    import slow_to_import
+importer = threading.Thread(target=load, name="importer")
+importer.start()
+begun.wait(60)
+@killer_call(start_method="fork", timeout=20)
+def value():
+    import slow_to_import
+    return slow_to_import.value
+try:
+    print(value())
+finally:
+    done.set()
+    importer.join()
+print(sys.modules["slow_to_import"].value)
+"""
+    done = run_script(script)
+    assert ("", "7\n7\n") == (done.stderr, done.stdout)
+
+
 def test_log_handler_that_raises(tmp_path: Path) -> None:
     """It is called in the middle of our own code; its error comes out as itself."""
     script = f"""

@@ -52,6 +52,28 @@ def serve(control: int | None) -> None:
         os._exit(status)
 
 
+def forget_other_threads() -> None:
+    """
+    In a copy of the host: nobody waits for a lock that one of the host's other threads held.
+
+    Python does this for its own locks, but not for those of modules that were being imported. Half
+    a module is dropped, and imported anew by whoever wants it here.
+    """
+    import _thread
+    import importlib
+
+    # Private, and where it is missing there is nothing to be done.
+    locks = getattr(importlib._bootstrap, "_module_locks", {})
+    for name, reference in list(locks.items()):
+        owner = getattr(reference(), "owner", None)
+        if owner is not None and owner != _thread.get_ident():
+            del locks[name]
+            sys.modules.pop(name, None)
+    if "cloudpickle.cloudpickle" in sys.modules:
+        tracker = vars(sys.modules["cloudpickle.cloudpickle"])
+        tracker["_DYNAMIC_CLASS_TRACKER_LOCK"] = _thread.allocate_lock()
+
+
 def _become_fresh_worker(segment: int, socket: int) -> NoReturn:
     from killercall import _core
 

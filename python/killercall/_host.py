@@ -772,6 +772,7 @@ def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _co
                         number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
                     )
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _forkserver.forget_other_threads()
                 _worker.inherited = _worker.Inherited(
                     function, list(calls), options.initializer, options.initargs
                 )
