@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import killercall
+from killercall._options import CHECKS, Options
 from processes import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,30 @@ def test_docstrings(name: str) -> None:
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
 
     assert 0 == failed
+
+
+PUBLIC = [name for name in killercall.__all__ if callable(getattr(killercall, name))]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_that_is_public_has_an_example(name: str) -> None:
+    """Its docstring does; and each of its public methods has a docstring, at least."""
+    public = getattr(killercall, name)
+    assert ">>>" in (inspect.getdoc(public) or "")
+
+    methods = inspect.getmembers(public, inspect.isfunction) if isinstance(public, type) else []
+    silent = [name for name, method in methods if name[0] != "_" and not inspect.getdoc(method)]
+    assert [] == silent
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_each_option_has_an_example(name: str) -> None:
+    """What it means, and how it is used, is told where all options are."""
+    told = inspect.getdoc(Options) or ""
+    meanings, examples = told.split("Example:")
+
+    assert re.search(rf"^    {name}: ", meanings, re.MULTILINE)
+    assert re.search(rf"(>>>|\.\.\.).*\b{name}=", examples)
 
 
 def blocks() -> list[object]:

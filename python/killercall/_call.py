@@ -46,6 +46,12 @@ class KillerFunction(_Generic[P, R]):
 
     Attributes:
         __wrapped__: the function itself.
+
+    Example:
+        >>> from killercall import killer_call
+        >>> double = killer_call(lambda x: 2 * x, timeout=60)
+        >>> double(4), double.submit(5).result(), double.options(timeout=1)(6)
+        (8, 10, 12)
     """
 
     __wrapped__: Callable[P, R]

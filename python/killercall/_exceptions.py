@@ -43,6 +43,14 @@ class KillerError(Exception):
     Attributes:
         item: the item of a map that this is about, else None.
         index: the place of that item, else None.
+
+    Example:
+        >>> from killercall import KillerError, killer_pmap
+        >>> try:
+        ...     killer_pmap(exit, [3], cpus=1)
+        ... except KillerError as error:
+        ...     print(error.item, error.index)
+        3 0
     """
 
     item: Any = None
@@ -111,6 +119,15 @@ class TimeoutError(KillerError, builtins.TimeoutError):  # ruff: ignore[builtin-
         cmd: the command of `killer_exec`, else None.
         stdout: what that had written by then, if it was captured, else None.
         stderr: the same of standard error.
+
+    Example:
+        >>> import time
+        >>> from killercall import killer_call
+        >>> try:
+        ...     killer_call(time.sleep, timeout=0.2)(30)
+        ... except TimeoutError as error:
+        ...     print(error, error.timeout, 0.2 <= error.elapsed < 30)
+        function 'sleep' timed out after 0.2s 0.2 True
     """
 
     cmd: Any = None
@@ -169,6 +186,15 @@ class WorkerDied(KillerError):
         signal: the signal's name such as `"SIGSEGV"`, or None.
         pid: the worker's pid.
         stack: the Python stack at a fatal signal, most recent call first, or None.
+
+    Example:
+        >>> import os
+        >>> from killercall import WorkerDied, killer_call
+        >>> try:
+        ...     killer_call(os.abort)()
+        ... except WorkerDied as error:
+        ...     print(error.exitcode, error.signal)
+        -6 SIGABRT
     """
 
     def __init__(
@@ -218,6 +244,14 @@ class MemoryLimitExceeded(KillerError, MemoryError):
             got a MemoryError instead, which is the `__cause__`.
         pid: the worker's process id, or None.
         stack: the worker's Python stack when it was killed, or None; also a note of the exception.
+
+    Example:
+        >>> from killercall import killer_call
+        >>> try:
+        ...     killer_call(bytes, max_memory="300MB")(10**9)
+        ... except MemoryError as error:
+        ...     print(error.limit)
+        300000000
     """
 
     function: str | None = None
@@ -262,6 +296,15 @@ class SerializationError(KillerError, pickle.PicklingError):
 
     Attributes:
         path: where in the object the culprit is, such as `args[0].lock`, or None.
+
+    Example:
+        >>> import threading
+        >>> from killercall import SerializationError, killer_call
+        >>> try:
+        ...     killer_call(len)([threading.Lock()])
+        ... except SerializationError as error:
+        ...     print(error.path)
+        args[0][0]
     """
 
     def __init__(self, message: str, *, path: str | None = None) -> None:
@@ -277,6 +320,13 @@ class WorkerStartError(KillerError, OSError):
     Attributes:
         errno: the system's error number, or None.
         exitcode: how the worker ended that did not get ready, or None.
+
+    Example:
+        >>> from killercall import killer_call
+        >>> killer_call(abs, initializer=exit, initargs=(4,))(-1)
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.WorkerStartError: ...
     """
 
     exitcode: int | None = None
@@ -327,6 +377,14 @@ class RemoteTraceback(KillerError):
     The traceback of an exception in its worker, as the `__cause__` of the one that arrived here.
 
     Its text is the formatted traceback.
+
+    Example:
+        >>> from killercall import killer_call
+        >>> try:
+        ...     killer_call(int)("seven")
+        ... except ValueError as error:
+        ...     print(str(error.__cause__).splitlines()[-1])
+        ValueError: invalid literal for int() with base 10: 'seven'
     """
 
     def __str__(self) -> str:
@@ -339,4 +397,13 @@ class DepthLimitExceeded(KillerError, RecursionError):
     Calls are nested deeper than `KILLERCALL_MAX_DEPTH` (10 unless set).
 
     A function that calls itself through killercall would otherwise be a fork bomb.
+
+    Example:
+        >>> from killercall import killer_call
+        >>> def dig(depth):
+        ...     return killer_call(dig)(depth + 1)
+        >>> killer_call(dig)(1)
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.DepthLimitExceeded: ...
     """

@@ -41,11 +41,122 @@ _FOREVER = 3e8
 
 class Options:
     """
-    What a call or a map was asked for. Times are in seconds. Not to be changed.
+    The options of calls and maps. They are arguments of `killer_call`, `killer_pmap` and the
+    others.
 
-    Written by hand: the import of `dataclasses` takes longer than all of ours together.
+    Each of them is checked before any process starts. A value of a type that it does not take is a
+    TypeError, one that it cannot be is a ValueError; both name the value and what was expected.
+    Times are in seconds, memory is in bytes.
+
+    Attributes:
+        timeout: seconds (int or float), a `datetime.timedelta`, or None for no limit. A call that
+            has not answered by then is killed with all that it has started, and is a
+            `TimeoutError`. Default 10 of calls, pools and actors, 4 of an item.
+        start_method: how a worker starts. "forkserver" (default): forked from a clean server;
+            "spawn": a new interpreter; "fork": a copy of the host with all that it has, and
+            nothing is pickled but results.
+        reuse: True (default): workers are kept for other calls, and end after 60 idle seconds;
+            False: a fresh process for every call; an int: so many calls a worker.
+        grace: seconds between SIGTERM, which raises a `TimeoutError` in the function, and SIGKILL.
+            Default 0: SIGKILL at once.
+        max_memory: bytes, or a text such as "500MB" or "2GiB", that a worker and all that it
+            starts may use; who uses more is killed, and that is a `MemoryLimitExceeded`. None
+            (default) is no limit.
+        serializer: "cloudpickle" (default), "dill" (needs the package dill), "pickle", or an
+            object with `dumps(value) -> bytes` and `loads(bytes)`.
+        initializer: called once in each new worker, with `initargs`. If it fails, that is a
+            `WorkerStartError`.
+        initargs: a tuple of arguments of that, () by default.
+        preload: names of modules that a new worker has imported; with "forkserver" once for all
+            workers.
+        env: the environment of the workers, str to str; None (default) follows the host's.
+        cwd: the directory that they work in; None (default) follows the host's.
+        retries: how many more times a call that failed is begun, 0 by default.
+        retry_on: an exception class or a tuple of them: the failures that are retried, all by
+            default.
+        default: what stands for the result of what timed out or failed where `on_timeout` or
+            `on_error` is "default". None by default.
+        on_timeout: "raise", "default", "return" (the exception is the result), or "partial": the
+            result is what the function has `publish`ed last; if that is nothing, of a call
+            "raise", of an item "default". By default "raise" of a call, "default" of an item.
+        on_error: of maps and pipelines: "raise" (default), "default" or "return", where an item
+            raises or its worker dies.
+        budget: of maps: seconds for all of it; what has not ended by then counts as timed out.
+            None (default) is no limit.
+        cpus: how many run at a time, 1 or more. By default the available CPUs less 2, but at least
+            2 where there are 2.
+        outcomes: of maps: True returns records of all items (`Outcomes`) and raises nothing for
+            them.
+        progress: of maps: True or a description shows a bar; a callable gets `(done, timed_out,
+            failed, total)`.
+        seed: of maps: an int from which each item has its own `random` and `numpy.random`. None by
+            default.
+
+    Example:
+        >>> import os, random, sys, time
+        >>> from killercall import TimeoutError, killer_call, killer_pmap, publish
+        >>> killer_call(time.sleep, timeout=0.2)(30)
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.TimeoutError: function 'sleep' timed out after 0.2s
+        ...
+        >>> here = {"depth": 1}
+        >>> killer_call(lambda: here["depth"], start_method="fork")()
+        1
+        >>> killer_call(os.getpid, reuse=False)() == os.getpid()
+        False
+        >>> def tidy():
+        ...     try:
+        ...         time.sleep(30)
+        ...     except TimeoutError:
+        ...         return "tidied up"
+        >>> killer_call(tidy, timeout=0.2, grace=5)()
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.TimeoutError: function 'tidy' timed out after 0.2s
+        ...
+        >>> killer_call(bytes, max_memory="300MB")(10**9)
+        Traceback (most recent call last):
+        ...
+        killercall._exceptions.MemoryLimitExceeded: function 'bytes' was refused more ...
+        >>> killer_call(sorted, serializer="pickle")("ba")
+        ['a', 'b']
+        >>> killer_call(
+        ...     sys.getrecursionlimit, initializer=sys.setrecursionlimit, initargs=(2000,)
+        ... )()
+        2000
+        >>> killer_call(lambda: "decimal" in __import__("sys").modules, preload="decimal")()
+        True
+        >>> killer_call(os.getenv, env={"RATE": "3"})("RATE")
+        '3'
+        >>> killer_call(os.getcwd, cwd="/")()
+        '/'
+        >>> killer_call(int, retries=2, retry_on=OSError)("7")
+        7
+        >>> killer_call(time.sleep, timeout=0.2, on_timeout="default", default=-1)(30)
+        -1
+        >>> def search():
+        ...     publish("the best so far")
+        ...     time.sleep(30)
+        >>> killer_call(search, timeout=0.5, on_timeout="partial")()
+        'the best so far'
+        >>> killer_pmap(lambda x: 1 / x, [0, 4], cpus=1, on_error="return")
+        [ZeroDivisionError('division by zero'), 0.25]
+        >>> killer_pmap(time.sleep, [0, 30, 30], cpus=1, timeout=None, budget=0.5, default="late")
+        [None, 'late', 'late']
+        >>> killer_pmap(abs, [-1, -2], cpus=1, outcomes=True).counts()["returned"]
+        2
+        >>> ends = []
+        >>> killer_pmap(abs, [-1, -2], cpus=1, progress=lambda *counts: ends.append(counts))
+        [1, 2]
+        >>> ends[-1]
+        (2, 0, 0, 2)
+        >>> draw = lambda _: random.random()
+        >>> killer_pmap(draw, range(3), seed=1) == killer_pmap(draw, range(3), seed=1, cpus=1)
+        True
     """
 
+    # Written by hand: the import of `dataclasses` takes longer than all of ours together.
     timeout: float | None = None
     start_method: str = "forkserver"
     reuse: bool | int = True
