@@ -229,16 +229,20 @@ def run_inline_items(
 ) -> Generator[Any, None, None]:
     """What takes the places of items that are run in this process, without deadlines."""
     results, progress = results_for(options), progress_for(options, total)
+    map_began = time.monotonic()
     try:
         for index, item in enumerate(items):
-            value = _run_item(func, options, results, index, item)
+            value = _run_item(func, options, results, map_began, (index, item))
             progress.report(index + 1, results)
             yield value
     finally:
         progress.close()
 
 
-def _run_item(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
+def _run_item(
+    func: Any, options: Options, results: Results, map_began: float, entry: tuple[int, Any]
+) -> Any:
+    index, item = entry
     attempts, began = 0, time.monotonic()
 
     def attempt() -> Any:
@@ -248,8 +252,13 @@ def _run_item(func: Any, options: Options, results: Results, index: int, item: A
             return finished(func(item))
 
     def ended(ending: str) -> Here:
-        elapsed = time.monotonic() - began
-        return Here(ending, pid=os.getpid(), elapsed=elapsed, attempts=attempts)
+        return Here(
+            ending,
+            pid=os.getpid(),
+            started=began - map_began,
+            elapsed=time.monotonic() - began,
+            attempts=attempts,
+        )
 
     try:
         value = run_inline(attempt, (), {}, options)

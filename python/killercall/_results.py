@@ -112,6 +112,7 @@ class Records(Results):
             index,
             item,
             status,
+            started=outcome.started,
             seconds=outcome.elapsed,
             pid=outcome.pid,
             attempts=outcome.attempts,
@@ -125,10 +126,17 @@ class Here:
     over_memory: int | None = None
 
     def __init__(
-        self, ending: str, *, pid: int | None = None, elapsed: float = 0.0, attempts: int = 0
+        self,
+        ending: str,
+        *,
+        pid: int | None = None,
+        started: float | None = None,
+        elapsed: float = 0.0,
+        attempts: int = 0,
     ) -> None:
         self.ending = ending
         self.pid = pid
+        self.started = started
         self.elapsed = elapsed
         self.attempts = attempts
 
