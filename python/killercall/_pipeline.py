@@ -17,11 +17,18 @@ from typing import NamedTuple
 from killercall import _core, _payload
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
-from killercall._exceptions import KillerError, SerializationError, add_note, set_attribute
+from killercall._exceptions import (
+    KillerError,
+    SerializationError,
+    add_note,
+    leave_out_ours,
+    set_attribute,
+)
 from killercall._host import HostJob, Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
+from killercall._results import Failed
 from killercall._stages import Reader, Stage, Writer, frames, send_frame
 
 TYPE_CHECKING = False
@@ -92,6 +99,7 @@ def killer_pipeline(
         >>> killer_pipeline(lambda: range(5), lambda x: x * x, total, cpus=1, timeout=5)
         30
     """
+    __tracebackhide__ = True
     for name, function in (("read", read), ("work", work), ("write", write)):
         if not callable(function):
             kind = type(function).__qualname__
@@ -117,9 +125,20 @@ def killer_pipeline(
     if found is not None:
         warn_of_shortage(workers, max(found[0] - 2, 1), found[1])
         workers = max(found[0] - 2, 1)
-    pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
-    with contextlib.closing(pipeline):
-        return pipeline.run()
+    try:
+        pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
+        with contextlib.closing(pipeline):
+            return pipeline.run()
+    except (KeyboardInterrupt, SerializationError) as error:
+        leave_out_ours(error, but_first=True)
+        raise
+    except Failed as failed:
+        failure = failed.failure
+    try:
+        raise failure
+    finally:
+        # Or the traceback holds this frame, which holds the exception.
+        del failure
 
 
 class _Functions(NamedTuple):
@@ -305,7 +324,7 @@ class _Pipeline:
                     if name == "work":
                         self._take(job, outcome)
                     elif outcome.ending != "returned":
-                        raise self._named(job.failure(outcome), name)
+                        raise self._failed(job.failure(outcome), name)
                     elif name == "write":
                         return job.value(outcome)
             self._feed()
@@ -363,7 +382,9 @@ class _Pipeline:
                 what = (
                     f"cannot bring an item from the reader to a worker: {_payload.describe(error)}"
                 )
-                raise self._named(SerializationError(what), "read") from error
+                failure = SerializationError(what)
+                failure.__cause__ = error
+                raise self._failed(failure, "read") from error
         if has_read_all and not self._items and self._is_writing:
             self._is_writing = False
             self._outgoing.put(None)
@@ -392,11 +413,11 @@ class _Pipeline:
                 case "default" | "partial":
                     value = self._options.default
                 case _:
-                    raise self._named(failure, "work")
+                    raise self._failed(failure, "work")
         try:
             frame = _payload.dumps(self._options.serializer, value, "result")
         except SerializationError as error:
-            raise self._named(error, "work") from error
+            raise self._failed(error, "work") from error
         if not self._ordered:
             self._outgoing.put(frame)
             return
@@ -406,12 +427,12 @@ class _Pipeline:
             self._written += 1
 
     @staticmethod
-    def _named(failure: BaseException, stage: str) -> BaseException:
-        """With the name of the stage that has failed."""
+    def _failed(failure: BaseException, stage: str) -> Failed:
+        """What ends the pipeline, with the name of the stage that has failed."""
         add_note(failure, f"stage {stage!r} of the pipeline")
         if isinstance(failure, KillerError):
             set_attribute(failure, "stage", stage)
-        return failure
+        return Failed(failure)
 
 
 __all__ = ["killer_pipeline"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from killercall._exceptions import KillerError, SerializationError, add_note
+from killercall._exceptions import KillerError, SerializationError, add_note, leave_out_ours
 from killercall._outcomes import Outcome
 from killercall._payload import short_repr
 
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 
     # How an item ended: as the native side tells it, or as we have seen it here.
     Ended: TypeAlias = "_core.Outcome | Here"
+
+
+class Failed(BaseException):
+    """
+    Brings what ends a map to where that is raised: by the frames on its way nobody is helped.
+
+    Attributes:
+        failure: what is to be raised.
+    """
+
+    def __init__(self, failure: BaseException) -> None:
+        leave_out_ours(failure)
+        super().__init__()
+        self.failure = failure
 
 
 class Results:
@@ -36,7 +50,7 @@ class Results:
         self.failed = 0
 
     def of(self, job: HostJob, outcome: _core.Outcome, index: int, item: Any) -> Any:
-        """What takes the place of an item by its outcome; or raises what ends the map."""
+        """What takes the place of an item by its outcome; or `Failed`, which ends the map."""
         is_partial = self._takes_partial and job.is_partial(outcome)
         if is_partial or outcome.ending == "returned":
             try:
@@ -50,7 +64,7 @@ class Results:
         failure = job.failure(outcome)
         if outcome.ending == "not_started":
             # No worker, no map: this concerns all items alike.
-            raise failure
+            raise Failed(failure)
         return self.of_failure(failure, index, item, outcome)
 
     def of_value(self, value: Any, _index: int, _item: Any, _outcome: Ended) -> Any:
@@ -58,7 +72,7 @@ class Results:
         return value
 
     def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Any:
-        """What takes the place of an item that failed; or raises its failure."""
+        """What takes the place of an item that failed; or raises `Failed`."""
         is_late = self._note(failure, index, item, outcome)
         match self._options.on_timeout if is_late else self._options.on_error:
             case "return":
@@ -66,7 +80,7 @@ class Results:
             case "default" | "partial":
                 return self._options.default
             case _:
-                raise failure
+                raise Failed(failure)
 
     def _note(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> bool:
         """Counts a failure, and has it say which item it is about; whether it is a timeout."""
@@ -157,4 +171,4 @@ def results_for(options: Options) -> Results:
     return Records(options) if options.outcomes else Results(options)
 
 
-__all__ = ["NEVER_SENT", "Here", "Records", "Results", "results_for"]
+__all__ = ["NEVER_SENT", "Failed", "Here", "Records", "Results", "results_for"]
