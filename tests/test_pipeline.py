@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 
 import killercall
 from killercall import killer_call, killer_pipeline
+from killercall._pipeline import _End
 from processes import PATIENCE, is_running, run_script, wait_until
 
 if TYPE_CHECKING:
@@ -405,3 +407,32 @@ print(killer_pipeline(lambda: range(2), Rude, list, cpus=1, timeout=30, on_error
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("['bad', 'bad']\n", "")
+
+
+def test_a_connection_that_comes_while_it_is_closed_is_closed_too() -> None:
+    """By its thread, if whoever closes it has looked for it before."""
+    end = _End(lambda _connection: None, lambda _error: None)
+    listener, accepted, is_shut = end._listener, [], threading.Event()
+
+    class Late:
+        def accept(self) -> Any:
+            found = listener.accept()
+            assert is_shut.wait(PATIENCE)
+            # The other thread has time to go on.
+            time.sleep(0.05)
+            accepted.append(found[0])
+            return found
+
+        def shutdown(self, _how: int) -> None:
+            is_shut.set()
+
+        def close(self) -> None:
+            listener.close()
+
+    end._listener = Late()  # type: ignore[assignment]
+    end.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stage:
+        stage.connect(end.address)
+        stage.sendall(end.secret)
+        end.close()
+    assert [-1] == [connection.fileno() for connection in accepted]

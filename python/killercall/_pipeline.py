@@ -205,6 +205,10 @@ class _End:
             except TimeoutError:
                 continue
             self._connection = connection
+            if self._is_closed:
+                # Who closes this may have looked for it before.
+                connection.close()
+                return None
             connection.settimeout(10)
             with contextlib.suppress(OSError):
                 said = connection.recv(_SECRET, socket.MSG_WAITALL)
@@ -228,8 +232,8 @@ class _End:
             self._thread.join()
         self._listener.close()
         del self._serve, self._fail
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection.close()
         if self._directory is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.address)
