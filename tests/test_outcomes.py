@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 import sysconfig
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import pytest
 import hostile
 import killercall
 from killercall import Outcome, Outcomes, killer_imap, killer_pmap
-from processes import is_running, took, wait_until
+from processes import is_running, run_script, took, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -217,33 +219,33 @@ Thread 0x00007e (most recent call first):
 """
 
 
-@pytest.mark.parametrize(
-    ("stack", "cells"),
-    [
+def test_where_killed_ones_were_stuck() -> None:
+    """The innermost line of the user's own code, and the innermost of all; of one thread."""
+    paths = sysconfig.get_paths()
+    cases: list[tuple[str | None, list[str]]] = [
         (STACK, ["2", "work/&lt;model&gt;.py, line 9 in fit", "scipy/opt.py, line 7 in solve"]),
         (STACK.replace("{library}/scipy", "/home/me"), ["2", "me/opt.py, line 7 in solve", ""]),
         (STACK.replace("/home/me", "{standard}"), ["2", "", "scipy/opt.py, line 7 in solve"]),
-        ("no frame", None),
-        (None, None),
-    ],
-)
-def test_where_killed_ones_were_stuck(stack: str | None, cells: list[str] | None) -> None:
-    """The innermost line of the user's own code, and the innermost of all; of one thread."""
-    paths = sysconfig.get_paths()
-    if stack is not None:
-        stack = stack.replace("{library}", paths["purelib"]).replace("{standard}", paths["stdlib"])
-    late = killercall.TimeoutError("f", 1, stack=stack)
-    died = killercall.WorkerDied("f", -11, stack=stack)
-    records = [
-        Outcome(0, "x", "timed_out", error=late),
-        Outcome(1, "x", "died", error=died),
-        Outcome(2, "x", "raised", error=late),
+        ("no frame", []),
+        (None, []),
     ]
-    text = Outcomes(records)._repr_html_()
-    if cells is None:
-        assert "stuck" not in text
-    else:
-        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in text
+    for told, cells in cases:
+        stack = told
+        if told is not None:
+            stack = told.replace("{library}", paths["purelib"])
+            stack = stack.replace("{standard}", paths["stdlib"])
+        late = killercall.TimeoutError("f", 1, stack=stack)
+        died = killercall.WorkerDied("f", -11, stack=stack)
+        records = [
+            Outcome(0, "x", "timed_out", error=late),
+            Outcome(1, "x", "died", error=died),
+            Outcome(2, "x", "raised", error=late),
+        ]
+        text = Outcomes(records)._repr_html_()
+        if cells:
+            assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in text
+        else:
+            assert "stuck" not in text
 
 
 @pytest.mark.parametrize("run", [killer_pmap, killer_imap])
@@ -462,3 +464,48 @@ def test_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2it" in capsys.readouterr().err
     assert [1] == killer_pmap(abs, [1], progress=False) == killer_pmap(abs, [1], progress=None)
     assert "" == capsys.readouterr().err
+
+
+BAR = """
+import time
+from killercall import killer_imap, killer_pmap
+killer_pmap(time.sleep, [0.1] * 10, 1, progress=True)
+list(killer_imap(time.sleep, [0.1] * 10, 1, progress="lazy", ordered=False))
+killer_pmap(abs, range(50_000), 1, progress="quick")
+"""
+
+
+def test_bar_in_a_log() -> None:
+    """One that goes to a file is drawn at the beginning and at the end, unless tqdm is told else."""
+    done = run_script(BAR)
+    assert 0 == done.returncode and "" == done.stdout
+    assert all(text in done.stderr for text in ("10/10", "lazy: 100%", "50000/50000"))
+    assert done.stderr.count("%|") <= 6
+    told = run_script(BAR, environment={"TQDM_MININTERVAL": "0.01"})
+    assert told.stderr.count("%|") > 12
+
+
+def test_bar_in_a_terminal(tmp_path: Path) -> None:
+    """It goes on meanwhile."""
+    (tmp_path / "bar.py").write_text(BAR, encoding="utf-8")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    text = b""
+    try:
+        with subprocess.Popen([sys.executable, tmp_path / "bar.py"], stderr=theirs):
+            os.close(theirs)
+            while b"50000/50000" not in text:
+                try:
+                    text += os.read(ours, 1 << 16)
+                except OSError:  # All others have closed it.
+                    break
+    finally:
+        os.close(ours)
+    assert all(part in text for part in (b"10/10", b"lazy: 100%", b"50000/50000"))
+    assert text.count(b"%|") > 12
+
+
+def test_bar_where_nobody_can_see_it() -> None:
+    code = "import sys; sys.stderr = None; from killercall import killer_pmap\n"
+    code += "print(killer_pmap(abs, [-1, -2], 1, progress=True))"
+    assert "[1, 2]\n" == run_script(code).stdout

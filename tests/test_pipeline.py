@@ -341,6 +341,83 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILLERCALL_INLINE", "1")
     here = killer_pipeline(lambda: [1, 2, 3], lambda x: (os.getpid(), x), to_list, batch=2)
     assert here == [(os.getpid(), [1, 2]), (os.getpid(), [3])]
+    options: dict[str, Any] = {"on_error": "default", "default": -1}
+    assert [1.0, -1, 0.5] == killer_pipeline(lambda: [1, 0, 2], invert, to_list, **options)
+    with pytest.raises(ZeroDivisionError) as caught:
+        killer_pipeline(lambda: [1, 0, 2], invert, to_list)
+    assert "item 1 of the pipeline: 0" in caught.value.__notes__
+
+
+def invert(x: int) -> float:
+    return 1 / x
+
+
+def end_as_told(items: list[str]) -> list[str]:
+    for item in items:
+        match item:
+            case "raise":
+                raise ValueError(item)
+            case "hang":
+                time.sleep(60)
+            case "die":
+                os._exit(7)
+    return items
+
+
+def test_progress_counts_items() -> None:
+    """Not batches; in the caller's thread, with nothing left out."""
+    items = ["a", "b", "raise", "c", "hang", "d", "die", "e", "f"]
+    told: list[tuple[Any, ...]] = []
+    threads: set[int] = set()
+
+    def progress(*numbers: Any) -> None:
+        told.append(numbers)
+        threads.add(threading.get_ident())
+
+    got = killer_pipeline(
+        lambda: items,
+        end_as_told,
+        to_list,
+        cpus=2,
+        timeout=2,
+        batch=2,
+        ordered=False,
+        on_error="default",
+        on_timeout="default",
+        progress=progress,
+    )
+    assert 5 == len(got) and 2 == sum(found is not None for found in got)
+    assert (9, 2, 4, None) == told[-1] and sorted(told) == told
+    assert {threading.get_ident()} == threads
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_progress_of_single_items(inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILLERCALL_INLINE", str(int(inline)))
+    told: list[Any] = []
+
+    def count(*numbers: Any) -> None:
+        told.append(numbers)
+
+    options: dict[str, Any] = {"cpus": 1, "on_error": "default", "progress": count}
+    assert [1.0, None] == killer_pipeline(lambda: [1, 0], invert, to_list, **options)
+    assert (2, 0, 1, None) == told[-1]
+    told.clear()
+    assert [] == killer_pipeline(list, invert, to_list, **options)
+    assert [] == told
+    # The writer has seen enough.
+    assert 1.0 == killer_pipeline(lambda: [1, 0], invert, next, **options)
+
+
+def test_what_progress_raises_ends_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_numbers: Any) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        killer_pipeline(numbers, square, to_list, cpus=1, timeout=30, progress=refuse)
+    killer_pipeline(lambda: [1, 2], square, to_list, cpus=1, timeout=30, progress="squares")
+    text = capsys.readouterr().err
+    assert "squares: 2it" in text and "failed" not in text
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,16 @@ from killercall._host import HostJob, Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
-from killercall._results import Failed
+from killercall._progress import progress_for
+from killercall._results import NEVER_SENT, Failed, Results
 from killercall._stages import Reader, Stage, Writer, frames, send_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
+
+    from killercall._progress import Progress
 
 DEFAULT_TIMEOUT = 4.0
 
@@ -77,9 +80,11 @@ def killer_pipeline(
         ordered: whether the results come in the order of the items, or as they are done.
         batch: how many items go to `work` together, the last batch may have fewer; None for one
             by one and not in a list.
-        **options: as for `killer_pmap`, except `budget` and `start_method="fork"`. An item that
-            times out ends all (`on_timeout="raise"`) unless `on_timeout` says otherwise.
-            `initializer` is for the workers.
+        **options: as for `killer_pmap`, except `budget`, `outcomes`, `seed` and
+            `start_method="fork"`. An item that times out ends all (`on_timeout="raise"`) unless
+            `on_timeout` says otherwise. `initializer` is for the workers. `progress` counts items,
+            also those of a `batch` one by one, as `work` is done with them; how many there are is
+            not known, so that is None.
 
     Between reader and writer there are at most 4 items or batches for each worker, and 16 at least.
 
@@ -118,17 +123,8 @@ def killer_pipeline(
             "a forked worker inherits its items, and these are not read yet"
         )
         raise ValueError(message)
-    if is_inline():
-        return _run_inline(functions, options=checked, batch=batch)
-    check_depth()
-    found = room_for_workers(workers + 2)
-    if found is not None:
-        warn_of_shortage(workers, max(found[0] - 2, 1), found[1])
-        workers = max(found[0] - 2, 1)
     try:
-        pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
-        with contextlib.closing(pipeline):
-            return pipeline.run()
+        return _run(functions, workers, checked, ordered=ordered, batch=batch)
     except (KeyboardInterrupt, SerializationError) as error:
         leave_out_ours(error, but_first=True)
         raise
@@ -151,11 +147,64 @@ def _bare(function: Any) -> Any:
     return function.__wrapped__ if isinstance(function, KillerFunction) else function
 
 
-def _run_inline(functions: _Functions, *, options: Options, batch: int | None) -> Any:
+def _as_many_as_fit(workers: int) -> int:
+    """As many workers as the system has room for beside reader and writer; warns if it is fewer."""
+    found = room_for_workers(workers + 2)
+    if found is None:
+        return workers
+    fewer = max(found[0] - 2, 1)
+    warn_of_shortage(workers, fewer, found[1])
+    return fewer
+
+
+def _results(options: Options, batch: int | None) -> Results:
+    return Results(options, of="pipeline", has_batches=batch is not None)
+
+
+def _run(
+    functions: _Functions, workers: int, options: Options, *, ordered: bool, batch: int | None
+) -> Any:
+    progress = progress_for(options, None)
+    with contextlib.closing(progress):
+        if is_inline():
+            return _run_inline(functions, options, progress, batch=batch)
+        check_depth()
+        workers = _as_many_as_fit(workers)
+        pipeline = _Pipeline(functions, workers, options, progress, ordered=ordered, batch=batch)
+        with contextlib.closing(pipeline):
+            return pipeline.run()
+
+
+def _run_inline(
+    functions: _Functions, options: Options, progress: Progress, *, batch: int | None
+) -> Any:
     stage = Reader(functions.read, "", b"", None)
     stage.batch = batch
-    items = stage.grouped(functions.read())
-    return functions.write(run_inline(functions.work, (item,), {}, options) for item in items)
+    results = _results(options, batch)
+
+    def work() -> Iterator[Any]:
+        done = 0
+        for number, item in enumerate(stage.grouped(functions.read())):
+            failure: BaseException | None = None
+            try:
+                value = run_inline(functions.work, (item,), {}, options)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                failure = error
+            if failure is not None:
+                is_replaced = False
+                with contextlib.suppress(Failed):
+                    value = results.of_failure(failure, number, item, NEVER_SENT)
+                    is_replaced = True
+                if not is_replaced:
+                    # The writer, which asks for it, is the user's code: it gets the error itself.
+                    raise failure
+            done += results.size(item)
+            progress.report(done, results)
+            yield value
+
+    return functions.write(work())
 
 
 class _End:
@@ -254,6 +303,7 @@ class _Pipeline:
         functions: _Functions,
         workers: int,
         options: Options,
+        progress: Progress,
         *,
         ordered: bool,
         batch: int | None,
@@ -271,8 +321,12 @@ class _Pipeline:
         self._items: dict[int, Any] = {}
         self._read = 0
         # Results that wait for those before them.
-        self._results: dict[int, bytes] = {}
+        self._waiting: dict[int, bytes] = {}
         self._written = 0
+        # How many items have ended, and how.
+        self._done = 0
+        self._results = _results(options, batch)
+        self._progress = progress
         self._ends = (_End(self._receive, self._note_loss), _End(self._send, self._note_loss))
         # What has ended one of their threads, and when.
         self._loss: tuple[BaseException, float] | None = None
@@ -330,7 +384,9 @@ class _Pipeline:
                     elif outcome.ending != "returned":
                         raise self._failed(job.failure(outcome), name)
                     elif name == "write":
+                        self._progress.report(self._done, self._results)
                         return job.value(outcome)
+            self._progress.report(self._done, self._results)
             self._feed()
             self._check_loss()
 
@@ -396,28 +452,11 @@ class _Pipeline:
     def _take(self, job: HostJob, outcome: _core.Outcome) -> None:
         number = outcome.task
         item = self._items.pop(number)
-        failure: BaseException | None = None
+        self._done += self._results.size(item)
         try:
-            if job.is_partial(outcome):
-                value = job.partial(outcome)
-            elif outcome.ending == "returned":
-                value = job.value(outcome)
-            else:
-                failure = job.failure(outcome)
-        except SerializationError as error:
-            failure = error
-        if failure is not None:
-            if isinstance(failure, KillerError):
-                failure.item, failure.index = item, number
-            add_note(failure, f"item {number} of the pipeline: {short_repr(item)}")
-            timed_out = outcome.ending == "timed_out"
-            match self._options.on_timeout if timed_out else self._options.on_error:
-                case "return":
-                    value = failure
-                case "default" | "partial":
-                    value = self._options.default
-                case _:
-                    raise self._failed(failure, "work")
+            value = self._results.of(job, outcome, number, item)
+        except Failed as failed:
+            raise self._failed(failed.failure, "work") from None
         try:
             frame = _payload.dumps(self._options.serializer, value, "result")
         except SerializationError as error:
@@ -425,9 +464,9 @@ class _Pipeline:
         if not self._ordered:
             self._outgoing.put(frame)
             return
-        self._results[number] = frame
-        while self._written in self._results:
-            self._outgoing.put(self._results.pop(self._written))
+        self._waiting[number] = frame
+        while self._written in self._waiting:
+            self._outgoing.put(self._waiting.pop(self._written))
             self._written += 1
 
     @staticmethod

@@ -34,7 +34,7 @@ class Failed(BaseException):
 
 class Results:
     """
-    What `killer_pmap` and `killer_imap` give by default: values, and what the options say.
+    What maps and pipelines give by default: values, and what the options say.
 
     Attributes:
         timed_out: how many items have timed out.
@@ -44,10 +44,17 @@ class Results:
     # Whether what an item has published takes its place.
     _takes_partial = True
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, of: str = "map", has_batches: bool = False) -> None:
+        """What the items are `of` is for messages; a batch of them counts as so many."""
         self._options = options
+        self._of = of
+        self._has_batches = has_batches
         self.timed_out = 0
         self.failed = 0
+
+    def size(self, item: Any) -> int:
+        """How many items that is."""
+        return len(item) if self._has_batches else 1
 
     def of(self, job: HostJob, outcome: _core.Outcome, index: int, item: Any) -> Any:
         """What takes the place of an item by its outcome; or `Failed`, which ends the map."""
@@ -58,7 +65,7 @@ class Results:
             except SerializationError as error:
                 return self.of_failure(error, index, item, outcome)
             if is_partial:
-                self.timed_out += 1
+                self.timed_out += self.size(item)
                 return value
             return self.of_value(value, index, item, outcome)
         failure = job.failure(outcome)
@@ -87,10 +94,12 @@ class Results:
         if isinstance(failure, KillerError):
             failure.item = item
             failure.index = index
-        add_note(failure, f"item {index} of the map: {short_repr(item)}")
+        add_note(failure, f"item {index} of the {self._of}: {short_repr(item)}")
         is_late = outcome.ending == "timed_out"
-        self.timed_out += is_late
-        self.failed += not is_late
+        if is_late:
+            self.timed_out += self.size(item)
+        else:
+            self.failed += self.size(item)
         return is_late
 
 
