@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 LOWEST = (3, 11)
-# About processes, memory and the system: one interpreter tells as much of that as another.
-ALIKE = ("big_data", "crashes", "hostile_matrix", "limits", "memory", "orphans")
+# About processes, memory, pictures and the system: one interpreter tells as much of that as another.
+ALIKE = ("big_data", "crashes", "hostile_matrix", "limits", "memory", "orphans", "timeline")
 
 
 def interpreters() -> dict[tuple[int, int], str]:

@@ -21,6 +21,12 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 MODULES = [module.name for module in pkgutil.iter_modules(killercall.__path__, "killercall.")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads_of_libraries() -> None:
+    """They start some that stay, which no example has left."""
+    __import__("pandas")
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name: str) -> None:
     """The examples in the docstrings of a module."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
+import sysconfig
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ import pytest
 import hostile
 import killercall
 from killercall import Outcome, Outcomes, killer_imap, killer_pmap
-from processes import is_running, took, wait_until
+from processes import is_running, run_script, took, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +71,7 @@ def test_a_record_of_each_item(method: str) -> None:
     assert "function 'end_as_told' timed out after 3s" == str(late)
     assert "in end_as_told" in (late.stack or "") and "_wrapped.py" not in (late.stack or "")
     assert "_wrapped.py" not in str(raised.__cause__) and "as told" in str(raised.__cause__)
+    assert all(0 <= outcome.started < 30 for outcome in outcomes)
     counts = {"returned": 2, "raised": 1, "timed_out": 1, "died": 1, "cancelled": 0}
     assert counts == outcomes.counts()
 
@@ -98,7 +102,12 @@ def test_what_cannot_be_pickled_has_a_record() -> None:
     for run in (killer_pmap, killer_imap):
         outcomes = list(run(lambda x: 0, items, 2, outcomes=True))
         third, last = outcomes[2:]
-        assert ("raised", 0, None) == (third.status, third.attempts, third.pid)
+        assert ("raised", 0, None, None) == (
+            third.status,
+            third.attempts,
+            third.pid,
+            third.started,
+        )
         assert isinstance(third.error, killercall.SerializationError)
         assert ("returned", 0) == (last.status, last.value)
     (result,) = killer_pmap(lambda x: (y for y in ()), [1], 1, outcomes=True)
@@ -125,6 +134,7 @@ def test_budget_leaves_records() -> None:
     outcomes = killer_pmap(hostile.nap, [60] * 4, 1, timeout=None, budget=0.5, outcomes=True)
     assert ["timed_out"] * 4 == [outcome.status for outcome in outcomes]
     assert [1, 0, 0, 0] == [outcome.attempts for outcome in outcomes]
+    assert [False, True, True, True] == [outcome.started is None for outcome in outcomes]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is the peak since the start")
@@ -172,7 +182,7 @@ def test_of_nothing() -> None:
 def test_to_frame() -> None:
     outcomes = killer_pmap(end_as_told, [[1, 2], "raise", 3], 2, outcomes=True)
     frame = outcomes.to_frame()
-    columns = "index item status value error seconds pid peak_memory attempts".split()
+    columns = "index item status value error started seconds pid peak_memory attempts".split()
     assert columns == list(frame.columns)
     assert ["returned", "raised", "returned"] == list(frame["status"])
     assert [[1, 2], "raise", 3] == list(frame["item"])
@@ -196,6 +206,87 @@ def test_summary_in_a_notebook() -> None:
     assert "3 outcomes" in text and "1 timed_out" in text and "died" not in text
     assert "&lt;b&gt;" in text and "<b>'" not in text
     assert "in end_as_told" in text
+
+
+STACK = """Current thread 0x00007f (most recent call first):
+  File "{library}/scipy/opt.py", line 7 in solve
+  File "{standard}/contextlib.py", line 3 in inner
+  File "/home/me/work/<model>.py", line 9 in fit
+  File "/home/me/work/main.py", line 2 in <module>
+
+Thread 0x00007e (most recent call first):
+  File "/home/me/work/other.py", line 1 in wait
+"""
+
+
+def test_where_killed_ones_were_stuck() -> None:
+    """The innermost line of the user's own code, and the innermost of all; of one thread."""
+    paths = sysconfig.get_paths()
+    cases: list[tuple[str | None, list[str]]] = [
+        (STACK, ["2", "work/&lt;model&gt;.py, line 9 in fit", "scipy/opt.py, line 7 in solve"]),
+        (STACK.replace("{library}/scipy", "/home/me"), ["2", "me/opt.py, line 7 in solve", ""]),
+        (STACK.replace("/home/me", "{standard}"), ["2", "", "scipy/opt.py, line 7 in solve"]),
+        ("no frame", []),
+        (None, []),
+    ]
+    for told, cells in cases:
+        stack = told
+        if told is not None:
+            stack = told.replace("{library}", paths["purelib"])
+            stack = stack.replace("{standard}", paths["stdlib"])
+        late = killercall.TimeoutError("f", 1, stack=stack)
+        died = killercall.WorkerDied("f", -11, stack=stack)
+        records = [
+            Outcome(0, "x", "timed_out", error=late),
+            Outcome(1, "x", "died", error=died),
+            Outcome(2, "x", "raised", error=late),
+        ]
+        text = Outcomes(records)._repr_html_()
+        if cells:
+            assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in text
+        else:
+            assert "stuck" not in text
+
+
+@pytest.mark.parametrize("run", [killer_pmap, killer_imap])
+def test_when_items_began(run: Any) -> None:
+    """One at a time in each worker, and after the beginning of the map, however its host is held up."""
+
+    def work(item: Any) -> None:
+        if item == "polite":
+            try:
+                time.sleep(60)
+            except TimeoutError:
+                time.sleep(0.3)
+        elif item:
+            time.sleep(item)
+
+    items = ["polite", 0.1, *[0] * 30, "polite", 0.1, 0]
+    begun = time.monotonic()
+    outcomes = list(
+        run(
+            work,
+            items,
+            2,
+            timeout=0.5,
+            grace=10,
+            retries=1,
+            outcomes=True,
+            progress=lambda *_: time.sleep(0.01),
+        )
+    )
+    whole = time.monotonic() - begun
+    assert [2 if item == "polite" else 1 for item in items] == [
+        found.attempts for found in outcomes
+    ]
+    for found in outcomes:
+        assert 0 <= found.started <= found.started + found.seconds <= whole
+        if found.item == "polite":
+            # The first attempt was over by then; its grace is no part of the last one's time.
+            assert found.started >= 0.8 and found.seconds < 5
+    for pid in {found.pid for found in outcomes}:
+        spans = sorted((o.started, o.started + o.seconds) for o in outcomes if o.pid == pid)
+        assert all(before[1] <= after[0] + 1e-6 for before, after in zip(spans, spans[1:]))
 
 
 def test_records_pickle_and_show() -> None:
@@ -228,6 +319,7 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (killer_pmap, killer_imap):
         good, bad = run(end_as_told, [1, "raise"], outcomes=True, retries=2)
         assert ("returned", 1, 1, os.getpid()) == (good.status, good.value, good.attempts, good.pid)
+        assert 0 <= good.started <= good.started + good.seconds <= bad.started
         assert ("raised", 3, None) == (bad.status, bad.attempts, bad.peak_memory)
         assert "item 1 of the map: 'raise'" in bad.error.__notes__[0]
 
@@ -372,3 +464,48 @@ def test_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2it" in capsys.readouterr().err
     assert [1] == killer_pmap(abs, [1], progress=False) == killer_pmap(abs, [1], progress=None)
     assert "" == capsys.readouterr().err
+
+
+BAR = """
+import time
+from killercall import killer_imap, killer_pmap
+killer_pmap(time.sleep, [0.1] * 10, 1, progress=True)
+list(killer_imap(time.sleep, [0.1] * 10, 1, progress="lazy", ordered=False))
+killer_pmap(abs, range(50_000), 1, progress="quick")
+"""
+
+
+def test_bar_in_a_log() -> None:
+    """One that goes to a file is drawn at the beginning and at the end, unless tqdm is told else."""
+    done = run_script(BAR)
+    assert 0 == done.returncode and "" == done.stdout
+    assert all(text in done.stderr for text in ("10/10", "lazy: 100%", "50000/50000"))
+    assert done.stderr.count("%|") <= 6
+    told = run_script(BAR, environment={"TQDM_MININTERVAL": "0.01"})
+    assert told.stderr.count("%|") > 12
+
+
+def test_bar_in_a_terminal(tmp_path: Path) -> None:
+    """It goes on meanwhile."""
+    (tmp_path / "bar.py").write_text(BAR, encoding="utf-8")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    text = b""
+    try:
+        with subprocess.Popen([sys.executable, tmp_path / "bar.py"], stderr=theirs):
+            os.close(theirs)
+            while b"50000/50000" not in text:
+                try:
+                    text += os.read(ours, 1 << 16)
+                except OSError:  # All others have closed it.
+                    break
+    finally:
+        os.close(ours)
+    assert all(part in text for part in (b"10/10", b"lazy: 100%", b"50000/50000"))
+    assert text.count(b"%|") > 12
+
+
+def test_bar_where_nobody_can_see_it() -> None:
+    code = "import sys; sys.stderr = None; from killercall import killer_pmap\n"
+    code += "print(killer_pmap(abs, [-1, -2], 1, progress=True))"
+    assert "[1, 2]\n" == run_script(code).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pytest
 
 import killercall
 from killercall import killer_call, killer_pipeline
+from killercall._pipeline import _End
 from processes import PATIENCE, is_running, run_script, wait_until
 
 if TYPE_CHECKING:
@@ -339,6 +341,83 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILLERCALL_INLINE", "1")
     here = killer_pipeline(lambda: [1, 2, 3], lambda x: (os.getpid(), x), to_list, batch=2)
     assert here == [(os.getpid(), [1, 2]), (os.getpid(), [3])]
+    options: dict[str, Any] = {"on_error": "default", "default": -1}
+    assert [1.0, -1, 0.5] == killer_pipeline(lambda: [1, 0, 2], invert, to_list, **options)
+    with pytest.raises(ZeroDivisionError) as caught:
+        killer_pipeline(lambda: [1, 0, 2], invert, to_list)
+    assert "item 1 of the pipeline: 0" in caught.value.__notes__
+
+
+def invert(x: int) -> float:
+    return 1 / x
+
+
+def end_as_told(items: list[str]) -> list[str]:
+    for item in items:
+        match item:
+            case "raise":
+                raise ValueError(item)
+            case "hang":
+                time.sleep(60)
+            case "die":
+                os._exit(7)
+    return items
+
+
+def test_progress_counts_items() -> None:
+    """Not batches; in the caller's thread, with nothing left out."""
+    items = ["a", "b", "raise", "c", "hang", "d", "die", "e", "f"]
+    told: list[tuple[Any, ...]] = []
+    threads: set[int] = set()
+
+    def progress(*numbers: Any) -> None:
+        told.append(numbers)
+        threads.add(threading.get_ident())
+
+    got = killer_pipeline(
+        lambda: items,
+        end_as_told,
+        to_list,
+        cpus=2,
+        timeout=2,
+        batch=2,
+        ordered=False,
+        on_error="default",
+        on_timeout="default",
+        progress=progress,
+    )
+    assert 5 == len(got) and 2 == sum(found is not None for found in got)
+    assert (9, 2, 4, None) == told[-1] and sorted(told) == told
+    assert {threading.get_ident()} == threads
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_progress_of_single_items(inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILLERCALL_INLINE", str(int(inline)))
+    told: list[Any] = []
+
+    def count(*numbers: Any) -> None:
+        told.append(numbers)
+
+    options: dict[str, Any] = {"cpus": 1, "on_error": "default", "progress": count}
+    assert [1.0, None] == killer_pipeline(lambda: [1, 0], invert, to_list, **options)
+    assert (2, 0, 1, None) == told[-1]
+    told.clear()
+    assert [] == killer_pipeline(list, invert, to_list, **options)
+    assert [] == told
+    # The writer has seen enough.
+    assert 1.0 == killer_pipeline(lambda: [1, 0], invert, next, **options)
+
+
+def test_what_progress_raises_ends_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_numbers: Any) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        killer_pipeline(numbers, square, to_list, cpus=1, timeout=30, progress=refuse)
+    killer_pipeline(lambda: [1, 2], square, to_list, cpus=1, timeout=30, progress="squares")
+    text = capsys.readouterr().err
+    assert "squares: 2it" in text and "failed" not in text
 
 
 @pytest.mark.parametrize(
@@ -405,3 +484,32 @@ print(killer_pipeline(lambda: range(2), Rude, list, cpus=1, timeout=30, on_error
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("['bad', 'bad']\n", "")
+
+
+def test_a_connection_that_comes_while_it_is_closed_is_closed_too() -> None:
+    """By its thread, if whoever closes it has looked for it before."""
+    end = _End(lambda _connection: None, lambda _error: None)
+    listener, accepted, is_shut = end._listener, [], threading.Event()
+
+    class Late:
+        def accept(self) -> Any:
+            found = listener.accept()
+            assert is_shut.wait(PATIENCE)
+            # The other thread has time to go on.
+            time.sleep(0.05)
+            accepted.append(found[0])
+            return found
+
+        def shutdown(self, _how: int) -> None:
+            is_shut.set()
+
+        def close(self) -> None:
+            listener.close()
+
+    end._listener = Late()  # type: ignore[assignment]
+    end.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stage:
+        stage.connect(end.address)
+        stage.sendall(end.secret)
+        end.close()
+    assert [-1] == [connection.fileno() for connection in accepted]

@@ -159,8 +159,9 @@ class _Instance:
 
     def call(self, method: ActorMethod, args: Any, kwargs: Any) -> Any:
         """Calls a method and waits for it."""
+        __tracebackhide__ = True
         self.check(self.name_of(method._name))
-        return self.wait(_ActorCall(self, method, *self._prepare(method, args, kwargs)))
+        return self.wait(_ActorCall(self, method, *self._prepare(method, args, kwargs))).result()
 
     def submit(self, method: ActorMethod, args: Any, kwargs: Any) -> KillerFuture:
         """Calls a method in the background."""
@@ -180,8 +181,9 @@ class _Instance:
         packed = pack_call(self.options, args, kwargs)
         return self.method_plan(method), packed
 
-    def wait(self, queued: _ActorCall) -> Any:
+    def wait(self, queued: _ActorCall) -> KillerFuture:
         """Waits for a call that is to be submitted; whatever ends the wait ends the call."""
+        __tracebackhide__ = True
         driver = self.lane.driver
         driver.check_open()
         if driver.is_current():
@@ -194,7 +196,9 @@ class _Instance:
         future = queued.future
         try:
             self.lane.submit(queued)
-            return future.result()
+            # What it has raised is raised by its caller, which is nearer to the user.
+            future.exception()
+            return future  # ruff: ignore[try-consider-else] - it may be interrupted until here
         except BaseException as error:
             if isinstance(error, CancelledError) and future.cancelled():
                 if driver._is_exiting:
@@ -219,7 +223,7 @@ class _Instance:
         try:
             if last is not None and not self.is_lost:
                 prepared = self._prepare(last, (), {})
-                self.wait(_ActorCall(self, last, *prepared, is_last=True))
+                self.wait(_ActorCall(self, last, *prepared, is_last=True)).result()
         finally:
             self._close()
 
@@ -496,6 +500,7 @@ class ActorMethod:
             RuntimeError: the actor is closed, or this is a callback of a future, which must not
                 wait, or a forked copy of the process that has made the actor.
         """
+        __tracebackhide__ = True
         if self._is_async:
             return self.aio(*args, **kwargs)
         return self._actor._killercall_instance.call(self, args, kwargs)
@@ -511,10 +516,17 @@ class ActorMethod:
         Where the awaiting task is cancelled, a call that waits for its turn is withdrawn. One that
         runs is killed, and the instance with it.
         """
+        __tracebackhide__ = True
         instance = self._actor._killercall_instance
         if self._is_async and isinstance(instance, _Here):
             return await getattr(instance._object, self._name)(*args, **kwargs)
-        return await _futures.wait_in_loop(self.submit(*args, **kwargs))
+        future = self.submit(*args, **kwargs)
+        await _futures.wait_in_loop(future)
+        try:
+            return future.result()
+        finally:
+            # Or the traceback of a failure holds this frame, which holds the future.
+            del future
 
     def options(self, **options: Any) -> ActorMethod:
         """
@@ -659,12 +671,13 @@ class ActorClass(_Generic[P]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Actor:
         """Builds an instance in a worker, and raises what the constructor raises."""
+        __tracebackhide__ = True
         if is_inline():
             return Actor(self, _Here(self.__wrapped__, args, kwargs))
         instance = _Instance(self, args, kwargs)
         actor = Actor(self, instance)
         instance.finalize(actor)
-        instance.wait(_ActorCall(instance, None, None, None))
+        instance.wait(_ActorCall(instance, None, None, None)).result()
         return actor
 
     def __getattr__(self, name: str) -> Any:

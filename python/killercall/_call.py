@@ -6,6 +6,7 @@ import functools
 import types
 
 from killercall import _core
+from killercall._exceptions import SerializationError, leave_out_ours
 from killercall._host import (
     HostJob,
     Plan,
@@ -75,6 +76,7 @@ class KillerFunction(_Generic[P, R]):
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function in a worker and returns its value, or raises; see `killer_call`."""
+        __tracebackhide__ = True
         if self._killercall_is_async:
             return self.aio(*args, **kwargs)  # type: ignore[return-value]
         caller = self._killercall_caller
@@ -92,7 +94,11 @@ class KillerFunction(_Generic[P, R]):
             here: R = run_inline(self.__wrapped__, args, kwargs, self._killercall_options)
             return here
         else:
-            job = self._submit(args, kwargs)
+            try:
+                job = self._submit(args, kwargs)
+            except SerializationError as error:
+                leave_out_ours(error, but_first=True)
+                raise
         with job.scope:
             (outcome,) = job.wait()
             if outcome.ending == "returned":
@@ -204,12 +210,18 @@ class KillerFunction(_Generic[P, R]):
             >>> asyncio.run(square.aio(3))
             9
         """
+        __tracebackhide__ = True
         if is_inline() and self._killercall_is_async:
             return await self.__wrapped__(*args, **kwargs)  # type: ignore[no-any-return, misc]
         from killercall import _futures
 
-        value: R = await _futures.wait_in_loop(self.submit(*args, **kwargs))
-        return value
+        future = self.submit(*args, **kwargs)
+        await _futures.wait_in_loop(future)
+        try:
+            return future.result()  # type: ignore[no-any-return]
+        finally:
+            # Or the traceback of a failure holds this frame, which holds the future.
+            del future
 
     def _lane(self) -> Lane:
         from killercall import _driver, _futures

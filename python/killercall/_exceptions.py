@@ -83,7 +83,7 @@ def set_attribute(error: BaseException, name: str, value: Any) -> None:
 
     A frozen dataclass refuses even `__cause__` and, with `add_note`, `__notes__`.
     """
-    if name in {"args", "__cause__"}:
+    if name in {"args", "__cause__", "__traceback__"}:
         # A property of the class may hide them.
         vars(BaseException)[name].__set__(error, value)
     else:
@@ -94,6 +94,27 @@ def add_note(error: BaseException, note: str) -> None:
     """As the method, for any exception."""
     notes = vars(error).get("__notes__")
     set_attribute(error, "__notes__", [*notes, note] if isinstance(notes, list) else [note])
+
+
+# How the paths of our own files begin.
+OURS = __file__[: -len("_exceptions.py")]
+
+
+def leave_out_ours(error: BaseException, *, but_first: bool = False) -> None:
+    """
+    Has its traceback begin where our code has called other code.
+
+    With `but_first` it keeps the frame that has caught it and that raises it again. To be used only
+    where the error is no fault of ours, or nobody could find that.
+    """
+    trace = vars(BaseException)["__traceback__"].__get__(error)
+    rest = trace.tb_next if trace is not None and but_first else trace
+    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(OURS):
+        rest = rest.tb_next
+    if but_first and trace is not None:
+        trace.tb_next = rest
+    else:
+        set_attribute(error, "__traceback__", rest)
 
 
 def _seconds(value: float) -> str:

@@ -97,6 +97,7 @@ def killer_exec(
     import subprocess
 
     # What may be read only once is read here.
+    __tracebackhide__ = True
     command = cmd if isinstance(cmd, (str, bytes, os.PathLike)) else list(cmd)
     seconds = check_timeout("timeout", timeout)
     most = CHECKS["max_memory"]("max_memory", max_memory)
@@ -172,6 +173,7 @@ def _run_inline(command: Any, given: bytes | None, keywords: dict[str, Any]) -> 
 
 
 def _run(cmd: Any, arguments: tuple[Any, ...], options: Options, codec: _Codec | None) -> Done:
+    __tracebackhide__ = True
     call: Call = arguments, {}
     plan = Plan(_command.run, options, [call] if options.start_method == "fork" else None)
     job = plan.job()

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import Future, InvalidStateError
 
 from killercall import _driver
+from killercall._exceptions import leave_out_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,20 +106,21 @@ class KillerFuture(Future):  # type: ignore[type-arg]
 
     def result(self, timeout: float | None = None) -> Any:
         """The value of the call, or what it raised; waits for at most `timeout` seconds."""
-        try:
-            value = super().result(timeout)
-        except _Unread as unread:
-            error = unread.read()
-        else:
+        __tracebackhide__ = True
+        # Not by the method of the base, which would be in the traceback.
+        error = self.exception(timeout)
+        if error is None:
+            value = self._result
             return value.get() if isinstance(value, _Value) else value
         try:
             raise error
         finally:
             # Or the traceback holds this frame, which holds the exception.
-            del error
+            del error, self
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, None if it returned; waits for at most `timeout` seconds."""
+        __tracebackhide__ = True
         error = super().exception(timeout)
         if isinstance(error, _Unread):
             return error.read()
@@ -322,9 +324,9 @@ class Call(_driver.Run):
         self.__dict__.pop("_finish", None)
 
 
-async def wait_in_loop(future: KillerFuture) -> Any:
+async def wait_in_loop(future: KillerFuture) -> None:
     """
-    Its value, while the event loop goes on; it is cancelled with the task that waits.
+    Waits for its end, while the event loop goes on; it is cancelled with the task that waits.
 
     Not by `asyncio.wrap_future`, which waits for ever if a call raises `StopIteration`.
     """
@@ -349,7 +351,6 @@ async def wait_in_loop(future: KillerFuture) -> Any:
         raise
     if future.cancelled():
         raise asyncio.CancelledError
-    return future.result()
 
 
 def completed(run: Callable[[], Any]) -> KillerFuture:
@@ -361,6 +362,7 @@ def completed(run: Callable[[], Any]) -> KillerFuture:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        leave_out_ours(error)
         future.set_exception(error)
     return future
 

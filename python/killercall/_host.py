@@ -23,6 +23,7 @@ from killercall._exceptions import (
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
     WorkerDied,
     WorkerStartError,
+    leave_out_ours,
     set_attribute,
 )
 
@@ -463,7 +464,7 @@ class HostJob:
 
     def _raised(self, body: bytes | None) -> BaseException:
         described = pickle.loads(body or b"")
-        cause = RemoteTraceback(described["traceback"])
+        cause = RemoteTraceback(_stack.with_sources(described["traceback"]))
         problem = described["failure"]
         if described["pickled"] is not None:
             try:
@@ -523,6 +524,7 @@ def _loads(
     except BaseException as error:
         # Whatever user code raises while it is unpickled, SystemExit too, fails this one call.
         message = f"cannot unpickle {what}: {_payload.describe(error)}"
+        leave_out_ours(error)
         raise SerializationError(message, path="result") from error
 
 
@@ -711,26 +713,36 @@ def _dump_call(
     if parts is not None:
         # What may have to be sent again must stay as it is.
         return parts.sent(given=not (is_kept or options.retries))
+    is_good = False
     try:
         data = serializer.dumps(call)
+        is_good = True
     except KeyboardInterrupt:
         raise
-    except BaseException:
+    except BaseException:  # ruff: ignore[try-except-pass] - what it is, is found out below
+        pass
+    if not is_good:
+        # Not while it is handled, or the same would be told twice.
         _payload.dumps(serializer, args, "args")
         _payload.dumps(serializer, kwargs, "kwargs")
-        return _payload.dumps(serializer, call, "call")
-    return data if isinstance(data, bytes) else _payload.dumps(serializer, call, "call")
+    elif isinstance(data, bytes):
+        return data
+    return _payload.dumps(serializer, call, "call")
 
 
 def _dump_function(
     serializer: _payload.Serializer, function: Any, described: tuple[Any, ...]
 ) -> bytes:
     # The function first and by itself if it fails: so the path starts at it.
+    is_good = False
     try:
         data = serializer.dumps((function, *described))
+        is_good = True
     except KeyboardInterrupt:
         raise
-    except BaseException:
+    except BaseException:  # ruff: ignore[try-except-pass] - what it is, is found out below
+        pass
+    if not is_good:
         _payload.dumps(serializer, function, "function")
         return _payload.dumps(serializer, (function, *described), "options")
     if not isinstance(data, bytes):

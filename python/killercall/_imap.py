@@ -18,7 +18,7 @@ from _thread import allocate_lock
 
 from killercall import _core, _driver, _payload
 from killercall._cpus import default_workers
-from killercall._exceptions import KillerError, SerializationError
+from killercall._exceptions import KillerError, SerializationError, leave_out_ours
 from killercall._host import Plan, is_inline
 from killercall._limits import warn_of_shortage
 from killercall._options import check_count
@@ -32,7 +32,7 @@ from killercall._pmap import (
 )
 from killercall._prepare import function_for, options_for
 from killercall._progress import progress_for
-from killercall._results import NEVER_SENT, results_for
+from killercall._results import NEVER_SENT, Failed, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def killer_imap(
         [0, 1, 4, 9]
         >>> squares.close()
     """
+    __tracebackhide__ = True
     func = check_mapped(func)
     workers = default_workers() if cpus is None else check_count("cpus", cpus, 1)
     if not isinstance(ordered, bool):
@@ -142,9 +143,14 @@ def killer_imap(
         raise ValueError(message)
     iterator = check_iterable(iterable)
     if is_inline():
-        return run_inline_items(func, iterator, _total(iterable), checked)
+        return _run_inline(func, iterator, _total(iterable), checked)
+    try:
+        plan = Plan(function_for(func, checked), options_for(checked))
+    except SerializationError as error:
+        leave_out_ours(error, but_first=True)
+        raise
     return _run(
-        Plan(function_for(func, checked), options_for(checked)),
+        plan,
         iterator,
         workers,
         checked,
@@ -161,6 +167,22 @@ def _total(iterable: Any) -> int | None:
         return None
 
 
+def _run_inline(
+    func: Any, iterator: Iterator[Any], total: int | None, options: Options
+) -> Generator[Any, None, None]:
+    __tracebackhide__ = True
+    try:
+        yield from run_inline_items(func, iterator, total, options)
+    except Failed as failed:
+        failure = failed.failure
+    else:
+        return
+    try:
+        raise failure
+    finally:
+        del failure
+
+
 def _run(
     plan: Plan,
     iterator: Iterator[Any],
@@ -170,20 +192,32 @@ def _run(
     ordered: bool,
     total: int | None,
 ) -> Generator[Any, None, None]:
+    __tracebackhide__ = True
     workers = as_many_as_fit(workers, "killer_imap")
     progress = progress_for(options, total)
     consumer = _Consumer(plan, iterator, workers, options, progress, ordered=ordered)
     del plan
+    failure: BaseException | None = None
     try:
         yield from consumer.results()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if options.grace:
             consumer.wind_down()
+        leave_out_ours(interrupt, but_first=True)
         raise
+    except Failed as failed:
+        failure = failed.failure
     finally:
         consumer.close()
         progress.close()
-    consumer.warn(workers)
+    if failure is None:
+        consumer.warn(workers)
+        return
+    try:
+        raise failure
+    finally:
+        # Or the traceback holds this frame, which holds the exception.
+        del failure
 
 
 class _Stream(_driver.Run):
@@ -348,7 +382,7 @@ class _Consumer:
                     self._gather()
                     self._fill()
                 elif self._failure is not None:
-                    raise self._failure
+                    raise Failed(self._failure)
                 else:
                     return
             yield ready.popleft()

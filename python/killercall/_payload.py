@@ -31,7 +31,12 @@ import types
 from collections import OrderedDict
 
 from killercall import _core
-from killercall._exceptions import SerializationError, new_exception, set_attribute
+from killercall._exceptions import (
+    SerializationError,
+    leave_out_ours,
+    new_exception,
+    set_attribute,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -697,6 +702,7 @@ def dumps(
         # Whatever user code raises while it is pickled, SystemExit too, fails this one call.
         path, culprit = find_culprit(serializer, value, what, passing)
         message = f"cannot pickle {path} (a {type(culprit).__qualname__}): {describe(error)}"
+        leave_out_ours(error)
         raise SerializationError(message, path=path) from error
     if not isinstance(data, bytes):
         message = f"the serializer's dumps must return bytes, not {type(data).__qualname__}"

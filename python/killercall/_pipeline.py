@@ -17,17 +17,27 @@ from typing import NamedTuple
 from killercall import _core, _payload
 from killercall._call import KillerFunction, check_function, run_inline
 from killercall._cpus import default_workers
-from killercall._exceptions import KillerError, SerializationError, add_note, set_attribute
+from killercall._exceptions import (
+    KillerError,
+    SerializationError,
+    add_note,
+    leave_out_ours,
+    set_attribute,
+)
 from killercall._host import HostJob, Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
+from killercall._progress import progress_for
+from killercall._results import NEVER_SENT, Failed, Results
 from killercall._stages import Reader, Stage, Writer, frames, send_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
+
+    from killercall._progress import Progress
 
 DEFAULT_TIMEOUT = 4.0
 
@@ -70,9 +80,11 @@ def killer_pipeline(
         ordered: whether the results come in the order of the items, or as they are done.
         batch: how many items go to `work` together, the last batch may have fewer; None for one
             by one and not in a list.
-        **options: as for `killer_pmap`, except `budget` and `start_method="fork"`. An item that
-            times out ends all (`on_timeout="raise"`) unless `on_timeout` says otherwise.
-            `initializer` is for the workers.
+        **options: as for `killer_pmap`, except `budget`, `outcomes`, `seed` and
+            `start_method="fork"`. An item that times out ends all (`on_timeout="raise"`) unless
+            `on_timeout` says otherwise. `initializer` is for the workers. `progress` counts items,
+            also those of a `batch` one by one, as `work` is done with them; how many there are is
+            not known, so that is None.
 
     Between reader and writer there are at most 4 items or batches for each worker, and 16 at least.
 
@@ -92,6 +104,7 @@ def killer_pipeline(
         >>> killer_pipeline(lambda: range(5), lambda x: x * x, total, cpus=1, timeout=5)
         30
     """
+    __tracebackhide__ = True
     for name, function in (("read", read), ("work", work), ("write", write)):
         if not callable(function):
             kind = type(function).__qualname__
@@ -110,16 +123,18 @@ def killer_pipeline(
             "a forked worker inherits its items, and these are not read yet"
         )
         raise ValueError(message)
-    if is_inline():
-        return _run_inline(functions, options=checked, batch=batch)
-    check_depth()
-    found = room_for_workers(workers + 2)
-    if found is not None:
-        warn_of_shortage(workers, max(found[0] - 2, 1), found[1])
-        workers = max(found[0] - 2, 1)
-    pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
-    with contextlib.closing(pipeline):
-        return pipeline.run()
+    try:
+        return _run(functions, workers, checked, ordered=ordered, batch=batch)
+    except (KeyboardInterrupt, SerializationError) as error:
+        leave_out_ours(error, but_first=True)
+        raise
+    except Failed as failed:
+        failure = failed.failure
+    try:
+        raise failure
+    finally:
+        # Or the traceback holds this frame, which holds the exception.
+        del failure
 
 
 class _Functions(NamedTuple):
@@ -132,11 +147,64 @@ def _bare(function: Any) -> Any:
     return function.__wrapped__ if isinstance(function, KillerFunction) else function
 
 
-def _run_inline(functions: _Functions, *, options: Options, batch: int | None) -> Any:
+def _as_many_as_fit(workers: int) -> int:
+    """As many workers as the system has room for beside reader and writer; warns if it is fewer."""
+    found = room_for_workers(workers + 2)
+    if found is None:
+        return workers
+    fewer = max(found[0] - 2, 1)
+    warn_of_shortage(workers, fewer, found[1])
+    return fewer
+
+
+def _results(options: Options, batch: int | None) -> Results:
+    return Results(options, of="pipeline", has_batches=batch is not None)
+
+
+def _run(
+    functions: _Functions, workers: int, options: Options, *, ordered: bool, batch: int | None
+) -> Any:
+    progress = progress_for(options, None)
+    with contextlib.closing(progress):
+        if is_inline():
+            return _run_inline(functions, options, progress, batch=batch)
+        check_depth()
+        workers = _as_many_as_fit(workers)
+        pipeline = _Pipeline(functions, workers, options, progress, ordered=ordered, batch=batch)
+        with contextlib.closing(pipeline):
+            return pipeline.run()
+
+
+def _run_inline(
+    functions: _Functions, options: Options, progress: Progress, *, batch: int | None
+) -> Any:
     stage = Reader(functions.read, "", b"", None)
     stage.batch = batch
-    items = stage.grouped(functions.read())
-    return functions.write(run_inline(functions.work, (item,), {}, options) for item in items)
+    results = _results(options, batch)
+
+    def work() -> Iterator[Any]:
+        done = 0
+        for number, item in enumerate(stage.grouped(functions.read())):
+            failure: BaseException | None = None
+            try:
+                value = run_inline(functions.work, (item,), {}, options)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                failure = error
+            if failure is not None:
+                is_replaced = False
+                with contextlib.suppress(Failed):
+                    value = results.of_failure(failure, number, item, NEVER_SENT)
+                    is_replaced = True
+                if not is_replaced:
+                    # The writer, which asks for it, is the user's code: it gets the error itself.
+                    raise failure
+            done += results.size(item)
+            progress.report(done, results)
+            yield value
+
+    return functions.write(work())
 
 
 class _End:
@@ -186,6 +254,10 @@ class _End:
             except TimeoutError:
                 continue
             self._connection = connection
+            if self._is_closed:
+                # Who closes this may have looked for it before.
+                connection.close()
+                return None
             connection.settimeout(10)
             with contextlib.suppress(OSError):
                 said = connection.recv(_SECRET, socket.MSG_WAITALL)
@@ -209,8 +281,8 @@ class _End:
             self._thread.join()
         self._listener.close()
         del self._serve, self._fail
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection.close()
         if self._directory is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.address)
@@ -231,6 +303,7 @@ class _Pipeline:
         functions: _Functions,
         workers: int,
         options: Options,
+        progress: Progress,
         *,
         ordered: bool,
         batch: int | None,
@@ -248,8 +321,12 @@ class _Pipeline:
         self._items: dict[int, Any] = {}
         self._read = 0
         # Results that wait for those before them.
-        self._results: dict[int, bytes] = {}
+        self._waiting: dict[int, bytes] = {}
         self._written = 0
+        # How many items have ended, and how.
+        self._done = 0
+        self._results = _results(options, batch)
+        self._progress = progress
         self._ends = (_End(self._receive, self._note_loss), _End(self._send, self._note_loss))
         # What has ended one of their threads, and when.
         self._loss: tuple[BaseException, float] | None = None
@@ -305,9 +382,11 @@ class _Pipeline:
                     if name == "work":
                         self._take(job, outcome)
                     elif outcome.ending != "returned":
-                        raise self._named(job.failure(outcome), name)
+                        raise self._failed(job.failure(outcome), name)
                     elif name == "write":
+                        self._progress.report(self._done, self._results)
                         return job.value(outcome)
+            self._progress.report(self._done, self._results)
             self._feed()
             self._check_loss()
 
@@ -363,7 +442,9 @@ class _Pipeline:
                 what = (
                     f"cannot bring an item from the reader to a worker: {_payload.describe(error)}"
                 )
-                raise self._named(SerializationError(what), "read") from error
+                failure = SerializationError(what)
+                failure.__cause__ = error
+                raise self._failed(failure, "read") from error
         if has_read_all and not self._items and self._is_writing:
             self._is_writing = False
             self._outgoing.put(None)
@@ -371,47 +452,30 @@ class _Pipeline:
     def _take(self, job: HostJob, outcome: _core.Outcome) -> None:
         number = outcome.task
         item = self._items.pop(number)
-        failure: BaseException | None = None
+        self._done += self._results.size(item)
         try:
-            if job.is_partial(outcome):
-                value = job.partial(outcome)
-            elif outcome.ending == "returned":
-                value = job.value(outcome)
-            else:
-                failure = job.failure(outcome)
-        except SerializationError as error:
-            failure = error
-        if failure is not None:
-            if isinstance(failure, KillerError):
-                failure.item, failure.index = item, number
-            add_note(failure, f"item {number} of the pipeline: {short_repr(item)}")
-            timed_out = outcome.ending == "timed_out"
-            match self._options.on_timeout if timed_out else self._options.on_error:
-                case "return":
-                    value = failure
-                case "default" | "partial":
-                    value = self._options.default
-                case _:
-                    raise self._named(failure, "work")
+            value = self._results.of(job, outcome, number, item)
+        except Failed as failed:
+            raise self._failed(failed.failure, "work") from None
         try:
             frame = _payload.dumps(self._options.serializer, value, "result")
         except SerializationError as error:
-            raise self._named(error, "work") from error
+            raise self._failed(error, "work") from error
         if not self._ordered:
             self._outgoing.put(frame)
             return
-        self._results[number] = frame
-        while self._written in self._results:
-            self._outgoing.put(self._results.pop(self._written))
+        self._waiting[number] = frame
+        while self._written in self._waiting:
+            self._outgoing.put(self._waiting.pop(self._written))
             self._written += 1
 
     @staticmethod
-    def _named(failure: BaseException, stage: str) -> BaseException:
-        """With the name of the stage that has failed."""
+    def _failed(failure: BaseException, stage: str) -> Failed:
+        """What ends the pipeline, with the name of the stage that has failed."""
         add_note(failure, f"stage {stage!r} of the pipeline")
         if isinstance(failure, KillerError):
             set_attribute(failure, "stage", stage)
-        return failure
+        return Failed(failure)
 
 
 __all__ = ["killer_pipeline"]

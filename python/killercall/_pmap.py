@@ -7,7 +7,7 @@ import time
 
 from killercall._call import KillerFunction, check_function, finished, run_inline
 from killercall._cpus import default_workers
-from killercall._exceptions import SerializationError
+from killercall._exceptions import SerializationError, leave_out_ours
 from killercall._host import Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import MAP_OPTIONS, Options, check_count, check_timeout, update
@@ -15,7 +15,7 @@ from killercall._outcomes import Outcomes
 from killercall._payload import short_repr
 from killercall._prepare import function_for, options_for, seeded_here
 from killercall._progress import progress_for
-from killercall._results import NEVER_SENT, Here, Results, results_for
+from killercall._results import NEVER_SENT, Failed, Here, Results, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,17 +93,33 @@ def killer_pmap(
         >>> killer_pmap(nap, [0, 0.1, 30], cpus=2, timeout=1)
         [0, 0.1, None]
     """
+    __tracebackhide__ = True
     func = check_mapped(func)
     workers = default_workers() if cpus is None else check_count("cpus", cpus, 1)
     checked = check_options(timeout, options, where="killer_pmap")
     items = list(check_iterable(iterable))
+    try:
+        return _in_list(checked, _values(func, items, workers, checked))
+    except (KeyboardInterrupt, SerializationError) as error:
+        leave_out_ours(error, but_first=True)
+        raise
+    except Failed as failed:
+        failure = failed.failure
+    try:
+        raise failure
+    finally:
+        # Or the traceback holds this frame, which holds the exception.
+        del failure
+
+
+def _values(func: Any, items: list[Any], workers: int, options: Options) -> list[Any]:
     if not items:
-        return _in_list(checked, [])
+        return []
     if is_inline():
-        return _in_list(checked, list(run_inline_items(func, items, len(items), checked)))
+        return list(run_inline_items(func, items, len(items), options))
     check_depth()
     workers = as_many_as_fit(min(workers, len(items)), "killer_pmap")
-    return _in_list(checked, _Map(func, items, workers, checked).run())
+    return _Map(func, items, workers, options).run()
 
 
 def _in_list(options: Options, values: list[Any]) -> list[Any]:
@@ -229,16 +245,20 @@ def run_inline_items(
 ) -> Generator[Any, None, None]:
     """What takes the places of items that are run in this process, without deadlines."""
     results, progress = results_for(options), progress_for(options, total)
+    map_began = time.monotonic()
     try:
         for index, item in enumerate(items):
-            value = _run_item(func, options, results, index, item)
+            value = _run_item(func, options, results, map_began, (index, item))
             progress.report(index + 1, results)
             yield value
     finally:
         progress.close()
 
 
-def _run_item(func: Any, options: Options, results: Results, index: int, item: Any) -> Any:
+def _run_item(
+    func: Any, options: Options, results: Results, map_began: float, entry: tuple[int, Any]
+) -> Any:
+    index, item = entry
     attempts, began = 0, time.monotonic()
 
     def attempt() -> Any:
@@ -248,8 +268,13 @@ def _run_item(func: Any, options: Options, results: Results, index: int, item: A
             return finished(func(item))
 
     def ended(ending: str) -> Here:
-        elapsed = time.monotonic() - began
-        return Here(ending, pid=os.getpid(), elapsed=elapsed, attempts=attempts)
+        return Here(
+            ending,
+            pid=os.getpid(),
+            started=began - map_began,
+            elapsed=time.monotonic() - began,
+            attempts=attempts,
+        )
 
     try:
         value = run_inline(attempt, (), {}, options)

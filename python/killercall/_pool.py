@@ -616,6 +616,7 @@ def _results(
     chunks: collections.deque[Chunk], more: Iterator[Chunk], end: float | None
 ) -> Iterator[Any]:
     """Yields the values of chunks in their order; each makes room for another one."""
+    __tracebackhide__ = True
     try:
         while chunks:
             # Nothing here may hold what was yielded.
@@ -629,6 +630,7 @@ def _results(
 
 def _entries(future: KillerFuture, is_chunk: bool, end: float | None) -> list[Entry]:  # ruff: ignore[boolean-type-hint-positional-argument] - a part of a pair
     """Waits for a chunk; its entries, the last one first."""
+    __tracebackhide__ = True
     try:
         value = future.result(None if end is None else end - time.monotonic())
         return value[::-1] if is_chunk else [lambda: value]

@@ -33,8 +33,18 @@ class Progress:
         """There is nothing more to come."""
 
 
+# Seconds between two states of a bar that nobody watches, as in a log, where each one stays.
+_LOG_INTERVAL = 10.0
+
+
 class _Bar(Progress):
-    """A bar of tqdm."""
+    """
+    A bar of tqdm.
+
+    `tqdm.auto` finds out whether this is a notebook. Where the bar goes neither there nor to a
+    terminal, it is drawn at its beginning, every ten seconds and at its end. `TQDM_MININTERVAL` and
+    tqdm's other variables have the last word.
+    """
 
     def __init__(self, description: str | None, total: int | None) -> None:
         from tqdm.auto import tqdm
@@ -44,7 +54,7 @@ class _Bar(Progress):
             monitor_interval = 0
 
         super().__init__(self._draw, total)
-        self._bar = Bar(total=total, desc=description)
+        self._bar = Bar(total=total, desc=description, **_manner())
         self._failures = (0, 0)
 
     def _draw(self, done: int, timed_out: int, failed: int, _total: int | None) -> None:
@@ -56,6 +66,21 @@ class _Bar(Progress):
     def close(self) -> None:
         """Leaves it as it is."""
         self._bar.close()
+
+
+def _manner() -> dict[str, Any]:
+    """What tqdm has to be told of where the bar goes."""
+    import os
+    import sys
+
+    stream = sys.stderr
+    if stream is None:
+        # Whoever has closed it does not want to see anything.
+        return {"disable": True}
+    is_watched = stream.isatty() or type(stream).__module__.startswith("ipykernel.")
+    if is_watched or "TQDM_MININTERVAL" in os.environ:
+        return {}
+    return {"mininterval": _LOG_INTERVAL}
 
 
 def progress_for(options: Options, total: int | None) -> Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from killercall._exceptions import KillerError, SerializationError, add_note
+from killercall._exceptions import KillerError, SerializationError, add_note, leave_out_ours
 from killercall._outcomes import Outcome
 from killercall._payload import short_repr
 
@@ -18,9 +18,23 @@ if TYPE_CHECKING:
     Ended: TypeAlias = "_core.Outcome | Here"
 
 
+class Failed(BaseException):
+    """
+    Brings what ends a map to where that is raised: by the frames on its way nobody is helped.
+
+    Attributes:
+        failure: what is to be raised.
+    """
+
+    def __init__(self, failure: BaseException) -> None:
+        leave_out_ours(failure)
+        super().__init__()
+        self.failure = failure
+
+
 class Results:
     """
-    What `killer_pmap` and `killer_imap` give by default: values, and what the options say.
+    What maps and pipelines give by default: values, and what the options say.
 
     Attributes:
         timed_out: how many items have timed out.
@@ -30,13 +44,20 @@ class Results:
     # Whether what an item has published takes its place.
     _takes_partial = True
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, of: str = "map", has_batches: bool = False) -> None:
+        """What the items are `of` is for messages; a batch of them counts as so many."""
         self._options = options
+        self._of = of
+        self._has_batches = has_batches
         self.timed_out = 0
         self.failed = 0
 
+    def size(self, item: Any) -> int:
+        """How many items that is."""
+        return len(item) if self._has_batches else 1
+
     def of(self, job: HostJob, outcome: _core.Outcome, index: int, item: Any) -> Any:
-        """What takes the place of an item by its outcome; or raises what ends the map."""
+        """What takes the place of an item by its outcome; or `Failed`, which ends the map."""
         is_partial = self._takes_partial and job.is_partial(outcome)
         if is_partial or outcome.ending == "returned":
             try:
@@ -44,13 +65,13 @@ class Results:
             except SerializationError as error:
                 return self.of_failure(error, index, item, outcome)
             if is_partial:
-                self.timed_out += 1
+                self.timed_out += self.size(item)
                 return value
             return self.of_value(value, index, item, outcome)
         failure = job.failure(outcome)
         if outcome.ending == "not_started":
             # No worker, no map: this concerns all items alike.
-            raise failure
+            raise Failed(failure)
         return self.of_failure(failure, index, item, outcome)
 
     def of_value(self, value: Any, _index: int, _item: Any, _outcome: Ended) -> Any:
@@ -58,7 +79,7 @@ class Results:
         return value
 
     def of_failure(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> Any:
-        """What takes the place of an item that failed; or raises its failure."""
+        """What takes the place of an item that failed; or raises `Failed`."""
         is_late = self._note(failure, index, item, outcome)
         match self._options.on_timeout if is_late else self._options.on_error:
             case "return":
@@ -66,17 +87,19 @@ class Results:
             case "default" | "partial":
                 return self._options.default
             case _:
-                raise failure
+                raise Failed(failure)
 
     def _note(self, failure: BaseException, index: int, item: Any, outcome: Ended) -> bool:
         """Counts a failure, and has it say which item it is about; whether it is a timeout."""
         if isinstance(failure, KillerError):
             failure.item = item
             failure.index = index
-        add_note(failure, f"item {index} of the map: {short_repr(item)}")
+        add_note(failure, f"item {index} of the {self._of}: {short_repr(item)}")
         is_late = outcome.ending == "timed_out"
-        self.timed_out += is_late
-        self.failed += not is_late
+        if is_late:
+            self.timed_out += self.size(item)
+        else:
+            self.failed += self.size(item)
         return is_late
 
 
@@ -112,6 +135,7 @@ class Records(Results):
             index,
             item,
             status,
+            started=outcome.started,
             seconds=outcome.elapsed,
             pid=outcome.pid,
             attempts=outcome.attempts,
@@ -125,10 +149,17 @@ class Here:
     over_memory: int | None = None
 
     def __init__(
-        self, ending: str, *, pid: int | None = None, elapsed: float = 0.0, attempts: int = 0
+        self,
+        ending: str,
+        *,
+        pid: int | None = None,
+        started: float | None = None,
+        elapsed: float = 0.0,
+        attempts: int = 0,
     ) -> None:
         self.ending = ending
         self.pid = pid
+        self.started = started
         self.elapsed = elapsed
         self.attempts = attempts
 
@@ -149,4 +180,4 @@ def results_for(options: Options) -> Results:
     return Records(options) if options.outcomes else Results(options)
 
 
-__all__ = ["NEVER_SENT", "Here", "Records", "Results", "results_for"]
+__all__ = ["NEVER_SENT", "Failed", "Here", "Records", "Results", "results_for"]

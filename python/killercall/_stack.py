@@ -1,17 +1,26 @@
-"""What `faulthandler` wrote, made readable: the thread in question first, without our frames."""
+"""
+What workers tell of where they were, made readable.
+
+Of what `faulthandler` wrote the thread in question comes first, without our frames.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 
-# How the lines of our machinery begin.
-_OURS = tuple(
-    f'  File "{os.path.join(os.path.dirname(__file__), name)}.py"'
-    for name in ("_worker", "_forkserver", "_host", "_objects", "_wrapped")
-)
+from killercall._exceptions import OURS
+
+# How the lines of our machinery begin, and those of what runs a coroutine for us.
+_OURS = f'  File "{OURS}'
+_ASYNCIO = f'  File "{os.path.join(os.path.dirname(os.__file__), "asyncio", "")}'
+# The one in which a worker waits for calls: what called it has nothing to do with the function.
+_SERVES = (f"{_OURS}_worker.py", " in serve")
 # How the stack of a thread begins; that of the one in question comes first.
 _CURRENT = "Current thread 0x"
 _THREADS = (_CURRENT, "Thread 0x")
+# A frame in a traceback: how far it is indented, file and line.
+_FRAME = r'(\s*)File "(.+)", line (\d+), in .+'
 
 
 def readable(dump: str | None) -> str | None:
@@ -31,15 +40,48 @@ def readable(dump: str | None) -> str | None:
 
 
 def _without_ours(block: list[str]) -> str:
-    """Cuts a stack, most recent call first, where it enters our machinery."""
-    kept: list[str] = []
-    for line in block:
-        if line.startswith(_OURS):
-            # If nothing else has been seen, the time went into our part (unpickling, say).
-            if len(kept) > 1:
-                break
-            continue
-        if line.startswith("Extension modules:"):
+    """The part of a stack, most recent call first, that is not our machinery around a call."""
+    header, *lines = block
+    frames: list[str] = []
+    for line in lines:
+        if line.startswith("Extension modules:") or (
+            line.startswith(_SERVES[0]) and line.endswith(_SERVES[1])
+        ):
             break
-        kept.append(line)
-    return "\n".join(kept).rstrip()
+        frames.append(line)
+    kept = list(itertools.dropwhile(_is_ours, frames))
+    around = len(kept)
+    while kept and _is_ours(kept[-1]):
+        kept.pop()
+    if len(kept) < around and not all(line.startswith(_ASYNCIO) for line in kept):
+        while kept[-1].startswith(_ASYNCIO):
+            kept.pop()
+    # If nothing else has been seen, the time went into our part (unpickling, say).
+    return "\n".join([header, *(kept or frames)]).rstrip()
+
+
+def _is_ours(line: str) -> bool:
+    return line.startswith(_OURS)
+
+
+def with_sources(text: str) -> str:
+    """
+    A traceback of a worker, with the lines of source that only the host has.
+
+    The cells of a notebook are in the memory of its kernel, and in no file.
+    """
+    import re
+
+    lines = text.split("\n")
+    found: list[str] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        found.append(line)
+        match = re.fullmatch(_FRAME, line)
+        if match is None or following.startswith(match[1] + "  "):
+            continue
+        import linecache
+
+        source = linecache.getline(match[2], int(match[3])).strip()
+        if source:
+            found.append(f"{match[1]}  {source}")
+    return "\n".join(found)

@@ -14,12 +14,18 @@ import sys
 import types
 
 from killercall import _context, _core, _payload
-from killercall._exceptions import MemoryLimitExceeded, SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
+from killercall._exceptions import (
+    OURS,
+    MemoryLimitExceeded,
+    SerializationError,
+    TimeoutError,  # ruff: ignore[builtin-import-shadowing]
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pickle
     import signal
+    import traceback
     from collections.abc import Callable
     from typing import Any, NoReturn
 else:
@@ -419,11 +425,8 @@ class _Worker:
 
 
 _MISSING = object()
-# The files of what stands around the user's function.
-_OURS = (
-    __file__,
-    *(os.path.join(os.path.dirname(__file__), name) for name in ("_objects.py", "_wrapped.py")),
-)
+# What runs the coroutine of an asynchronous function is there.
+_ASYNCIO = os.path.join(os.path.dirname(os.__file__), "asyncio", "")
 
 
 def _rehearsed(value: object) -> object:
@@ -520,15 +523,34 @@ def _describe(error: BaseException, serializer: _payload.Serializer) -> bytes:
 
 
 def _format(error: BaseException) -> str:
-    """The traceback without our own frames."""
+    """The traceback without our own frames around the function, and those of what has led to it."""
     import traceback
 
     trace = vars(BaseException)["__traceback__"].__get__(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
-        trace = trace.tb_next
     try:
-        return "".join(traceback.format_exception(type(error), error, trace))
+        described = traceback.TracebackException(type(error), error, trace)
+        _leave_out_ours(described)
+        return "".join(described.format())
     except BaseException:
         frames = "".join(traceback.format_tb(trace))
         last = f"{type(error).__qualname__}: {_payload.text_of(error)}"
         return f"Traceback (most recent call last):\n{frames}{last}"
+
+
+def _leave_out_ours(first: traceback.TracebackException) -> None:
+    """Has each of a chain begin where we have called the function, or whatever else it was."""
+    seen: set[int] = set()
+    waiting = [first]
+    while waiting:
+        described = waiting.pop()
+        if id(described) in seen:
+            continue
+        seen.add(id(described))
+        stack = described.stack
+        length = len(stack)
+        while stack and stack[0].filename.startswith(OURS):
+            del stack[0]
+        while len(stack) < length and stack and stack[0].filename.startswith(_ASYNCIO):
+            del stack[0]
+        more = (described.__cause__, described.__context__, *(described.exceptions or ()))
+        waiting += [found for found in more if found is not None]

@@ -16,6 +16,7 @@ use crate::supervisor::{
     self, Attempt, Batch, Begun, Driver, Ending, Exit, Fleet, Launch, Payload, Policy, StartError, Wait, Warm,
 };
 use crate::sys;
+use crate::time::Moment;
 use crate::transport::{Body, Ring, Small};
 
 /// How long a wait goes without a look for signals. One that arrives while we wait ends the wait
@@ -108,6 +109,8 @@ pub struct Outcome {
     stack: Option<String>,
     corrupt: Option<String>,
     elapsed: f64,
+    /// Seconds from the beginning of the job to that of the last attempt.
+    started: Option<f64>,
     attempts: u32,
 }
 
@@ -134,7 +137,7 @@ fn plain_value<'py>(py: Python<'py>, body: &Body) -> PyResult<Bound<'py, PyAny>>
     }
 }
 
-fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> {
+fn to_python(py: Python<'_>, outcome: supervisor::Outcome, began: Moment) -> PyResult<Outcome> {
     let trouble = outcome.trouble;
     let partial_plain = outcome.partial.as_ref().is_some_and(|partial| partial.plain);
     let partial = outcome.partial.map(|partial| content(py, partial.body).map(Bound::unbind)).transpose()?;
@@ -165,7 +168,8 @@ fn to_python(py: Python<'_>, outcome: supervisor::Outcome) -> PyResult<Outcome> 
         over_memory,
         stack,
         corrupt,
-        elapsed: outcome.elapsed.as_secs_f64(),
+        elapsed: outcome.span.elapsed.as_secs_f64(),
+        started: outcome.span.since.map(|since| since.since(began).as_secs_f64()),
         attempts: outcome.attempts,
     })
 }
@@ -178,6 +182,7 @@ type StartFailure<'py> = (String, Option<i32>, Option<i32>, Option<u64>, Option<
 #[pyclass(frozen, module = "killercall._core")]
 pub struct Job {
     driver: Mutex<Driver>,
+    began: Moment,
 }
 
 impl Job {
@@ -359,7 +364,8 @@ impl Caller {
             },
             Attempt::Nobody => Ok(py.NotImplemented()),
             Attempt::Underway(driver) => {
-                Ok(Bound::new(py, Job { driver: Mutex::new(*driver) })?.into_any().unbind())
+                let job = Job { driver: Mutex::new(*driver), began: sys::now() };
+                Ok(Bound::new(py, job)?.into_any().unbind())
             }
         }
     }
@@ -403,6 +409,7 @@ impl Outcome {
             stack: None,
             corrupt: None,
             elapsed: 0.0,
+            started: None,
             attempts: 1,
         })
     }
@@ -414,11 +421,12 @@ impl Job {
     /// `bulk` are wanted together.
     #[new]
     fn new(plan: &Plan, workers: usize, budget: Option<f64>, bulk: bool) -> PyResult<Self> {
-        let budget = budget.map(seconds).transpose()?.map(|budget| sys::now() + budget);
+        let began = sys::now();
+        let budget = budget.map(seconds).transpose()?.map(|budget| began + budget);
         let policy = Policy { workers, budget, ..plan.policy };
         let ring = if bulk { Ring::WhenItPays } else { Ring::AtOnce };
         let driver = Driver::new(policy, Arc::clone(&plan.fleet), Arc::clone(&plan.payload), ring);
-        Ok(Self { driver: Mutex::new(driver) })
+        Ok(Self { driver: Mutex::new(driver), began })
     }
 
     /// Adds a task; its arguments are bytes or a parcel.
@@ -476,7 +484,7 @@ impl Job {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
         wait(py, driver)?;
-        driver.take_done().map(|outcome| to_python(py, outcome)).collect()
+        driver.take_done().map(|outcome| to_python(py, outcome, self.began)).collect()
     }
 
     /// The same; plain values go right to their places in `values`. Returns how many did, and the other
@@ -507,7 +515,7 @@ impl Job {
                 values.set_item(place, value)?;
                 placed += 1;
             } else {
-                others.push(to_python(py, outcome)?);
+                others.push(to_python(py, outcome, self.began)?);
             }
         }
         Ok((placed, others))
@@ -527,7 +535,7 @@ impl Job {
         }
         bulk.bytes.clear();
         for outcome in driver.take_done() {
-            outcomes.push(to_python(py, outcome)?);
+            outcomes.push(to_python(py, outcome, self.began)?);
         }
         Ok(outcomes)
     }

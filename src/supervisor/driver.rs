@@ -11,7 +11,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::arguments::{Arguments, Batch};
-use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
+use super::events::{Action, Ending, Event, Run, Span, TaskId, Verdict, WorkerId};
 use super::job::{Job, Policy};
 use super::roster::{Exit, Fleet, HostWorker, News, Payload};
 use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
@@ -57,8 +57,8 @@ pub struct Outcome {
     pub partial: Option<Partial>,
     /// The worker's pid.
     pub pid: Option<i32>,
-    /// How long the last attempt ran.
-    pub elapsed: Duration,
+    /// The last attempt.
+    pub span: Span,
     /// How often it was started.
     pub attempts: u32,
     /// What there is to say of a worker that did not answer.
@@ -663,8 +663,8 @@ impl Driver {
                 }
             }
             Action::CompleteRun { run } => self.arguments.remove(run),
-            Action::Complete { task, ending, worker, attempts, elapsed } => {
-                self.complete(task, ending, worker, attempts, elapsed);
+            Action::Complete { task, ending, worker, attempts, span } => {
+                self.complete(task, ending, worker, attempts, span);
             }
         }
     }
@@ -770,7 +770,7 @@ impl Driver {
         ending: Ending,
         worker: Option<WorkerId>,
         attempts: u32,
-        elapsed: Duration,
+        span: Span,
     ) {
         self.arguments.remove(Run::one(task));
         // Mostly the first one.
@@ -797,7 +797,7 @@ impl Driver {
             body: reply.filter(|_| answered).map(|reply| reply.body),
             partial,
             pid: crew.and_then(|crew| crew.worker.pid),
-            elapsed,
+            span,
             attempts,
             trouble,
         });

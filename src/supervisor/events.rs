@@ -193,9 +193,23 @@ pub enum Action {
         worker: Option<WorkerId>,
         /// How often it was started.
         attempts: u32,
-        /// How long its last attempt ran.
-        elapsed: Duration,
+        /// Its last attempt.
+        span: Span,
     },
+}
+
+/// When an attempt at a task began, and how long it ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Since when, if that is known.
+    pub since: Option<Moment>,
+    /// How long.
+    pub elapsed: Duration,
+}
+
+impl Span {
+    /// That of an attempt that was not begun, or of which nothing is known.
+    pub const NONE: Self = Self { since: None, elapsed: Duration::ZERO };
 }
 
 /// How a task ended.

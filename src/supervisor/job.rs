@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
+use super::events::{Action, Ending, Event, Run, Span, TaskId, Verdict, WorkerId};
 use super::runs::Runs;
 use super::worker::{TerminateReason, TerminateStep, Worker, WorkerState};
 use crate::time::Moment;
@@ -261,7 +261,7 @@ impl Job {
         let since = worker.running_since().unwrap_or(now);
         let finished_at = finished_at.clamp(since.min(now), now);
         let state = worker.state;
-        let elapsed = worker.elapsed(finished_at);
+        let span = worker.span(finished_at);
         let task = worker.finish(finished_at, |since| {
             timeout.map(|timeout| since + timeout).into_iter().chain(budget).min()
         });
@@ -273,7 +273,7 @@ impl Job {
         match state {
             WorkerState::Running { deadline: Some(deadline), .. } if finished_at > deadline => {
                 // The stamp decides, not how late we read it: so it is the same on a busy machine.
-                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, span, actions);
                 // What it started goes with it, unless it has begun the next task by now.
                 if !more && let Some(worker) = self.find(id) {
                     worker.terminate(TerminateReason::TimedOut(deadline), TerminateStep::Grace, now, now);
@@ -283,8 +283,8 @@ impl Job {
             WorkerState::Running { .. } => {
                 // Smaller ones may follow.
                 self.room = (self.room + 1).min(AHEAD_MAX);
-                self.pace = Some(self.pace.map_or(elapsed, |pace| (pace * 7 + elapsed) / 8));
-                self.answered(task, verdict, id, elapsed, actions);
+                self.pace = Some(self.pace.map_or(span.elapsed, |pace| (pace * 7 + span.elapsed) / 8));
+                self.answered(task, verdict, id, span, actions);
                 if self.policy.calls_per_worker.is_some_and(|limit| served >= limit) {
                     self.end_worker(id, TerminateReason::WornOut, now, actions);
                 }
@@ -292,19 +292,12 @@ impl Job {
             WorkerState::Terminating { reason, .. } => {
                 match reason {
                     TerminateReason::TimedOut(deadline) if finished_at > deadline => {
-                        self.failed(
-                            task,
-                            Ending::TimedOut,
-                            self.policy.retry_timed_out,
-                            id,
-                            elapsed,
-                            actions,
-                        );
+                        self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, span, actions);
                     }
                     TerminateReason::Cancelled => {
-                        self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
+                        self.complete(task, Ending::Cancelled, Some(id), span, actions);
                     }
-                    _ => self.answered(task, verdict, id, elapsed, actions),
+                    _ => self.answered(task, verdict, id, span, actions),
                 }
                 // The function has ended: no need to wait for the rest of its grace.
                 self.kill(id, now, actions);
@@ -361,13 +354,13 @@ impl Job {
         task: TaskId,
         verdict: Verdict,
         id: WorkerId,
-        elapsed: Duration,
+        span: Span,
         actions: &mut Vec<Action>,
     ) {
         match verdict {
-            Verdict::Returned => self.complete(task, Ending::Returned, Some(id), elapsed, actions),
+            Verdict::Returned => self.complete(task, Ending::Returned, Some(id), span, actions),
             Verdict::Raised { retryable } => {
-                self.failed(task, Ending::Raised, retryable, id, elapsed, actions);
+                self.failed(task, Ending::Raised, retryable, id, span, actions);
             }
         }
     }
@@ -379,7 +372,7 @@ impl Job {
         ending: Ending,
         retryable: bool,
         id: WorkerId,
-        elapsed: Duration,
+        span: Span,
         actions: &mut Vec<Action>,
     ) {
         let attempts = self.failures.get(&task).copied().unwrap_or(0) + 1;
@@ -387,7 +380,7 @@ impl Job {
             self.failures.insert(task, attempts);
             self.queue.push_back(Run::one(task));
         } else {
-            self.complete(task, ending, Some(id), elapsed, actions);
+            self.complete(task, ending, Some(id), span, actions);
         }
     }
 
@@ -401,11 +394,11 @@ impl Job {
         task: TaskId,
         ending: Ending,
         worker: Option<WorkerId>,
-        elapsed: Duration,
+        span: Span,
         actions: &mut Vec<Action>,
     ) {
         let attempts = self.forget(task) + 1;
-        actions.push(Action::Complete { task, ending, worker, attempts, elapsed });
+        actions.push(Action::Complete { task, ending, worker, attempts, span });
     }
 
     /// A task has ended while it waited.
@@ -417,7 +410,7 @@ impl Job {
         actions: &mut Vec<Action>,
     ) {
         let attempts = self.forget(task);
-        actions.push(Action::Complete { task, ending, worker, attempts, elapsed: Duration::ZERO });
+        actions.push(Action::Complete { task, ending, worker, attempts, span: Span::NONE });
     }
 
     /// How often it has failed before.
@@ -471,14 +464,14 @@ impl Job {
     ) {
         let Some(at) = self.place(id) else { return };
         let (_, worker) = self.workers.remove(at);
-        let (elapsed, state) = (worker.elapsed(now), worker.state);
+        let (span, state) = (worker.span(now), worker.state);
         let (mut begun, untouched) = worker.dissolve(started);
         let next = untouched.first().map(|run| run.first).filter(|_| begun.is_empty());
         self.requeue(untouched);
         let head = begun.pop_front();
         for task in begun {
             // It went on after the answer that was nonsense. What it said of these is not known.
-            self.failed(task, Ending::Died, self.policy.retry_died, id, Duration::ZERO, actions);
+            self.failed(task, Ending::Died, self.policy.retry_died, id, Span::NONE, actions);
         }
         let reason = match state {
             WorkerState::Starting { .. } => return self.start_failed(id, over_memory, actions),
@@ -495,21 +488,21 @@ impl Job {
             {
                 // It was put back in front just now.
                 self.queue.pop_front(1);
-                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, span, actions);
             }
             return;
         };
         match reason {
             Some(TerminateReason::TimedOut(_)) => {
-                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, elapsed, actions);
+                self.failed(task, Ending::TimedOut, self.policy.retry_timed_out, id, span, actions);
             }
             Some(TerminateReason::Cancelled) => {
-                self.complete(task, Ending::Cancelled, Some(id), elapsed, actions);
+                self.complete(task, Ending::Cancelled, Some(id), span, actions);
             }
             _ if over_memory => {
-                self.failed(task, Ending::OverMemory, self.policy.retry_over_memory, id, elapsed, actions);
+                self.failed(task, Ending::OverMemory, self.policy.retry_over_memory, id, span, actions);
             }
-            _ => self.failed(task, Ending::Died, self.policy.retry_died, id, elapsed, actions),
+            _ => self.failed(task, Ending::Died, self.policy.retry_died, id, span, actions),
         }
     }
 

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::events::{Action, Ending, Event, Run, TaskId, Verdict, WorkerId};
+use super::events::{Action, Ending, Event, Run, Span, TaskId, Verdict, WorkerId};
 use super::job::{DUMP_LIMIT, Job, NUDGE_LIMIT, Policy, STUCK_LIMIT};
 use super::worker::WorkerState;
 use crate::time::Moment;
@@ -528,11 +528,11 @@ impl World {
             Action::CompleteRun { run } => {
                 for task in run.tasks() {
                     let attempts = self.starts.get(&task).copied().unwrap_or(0);
-                    self.complete(task, Ending::Returned, attempts, Duration::ZERO);
+                    self.complete(task, Ending::Returned, attempts, Span::NONE);
                 }
             }
-            Action::Complete { task, ending, attempts, elapsed, .. } => {
-                self.complete(task, ending, attempts, elapsed);
+            Action::Complete { task, ending, attempts, span, .. } => {
+                self.complete(task, ending, attempts, span);
             }
         }
     }
@@ -601,7 +601,7 @@ impl World {
         );
     }
 
-    fn complete(&mut self, task: TaskId, ending: Ending, attempts: u32, elapsed: Duration) {
+    fn complete(&mut self, task: TaskId, ending: Ending, attempts: u32, span: Span) {
         let before = self.ended.insert(task, ending);
         assert!(before.is_none(), "{task:?} ended twice: {before:?} and {ending:?}");
         let starts = self.starts.get(&task).copied().unwrap_or(0);
@@ -622,7 +622,7 @@ impl World {
                 let lost = in_time.is_some_and(|(in_time, _)| in_time) && !waited;
                 assert!(!lost, "{task:?} was answered in time, and is said to be late");
                 let budget_over = self.policy.budget.is_some_and(|budget| self.now >= budget);
-                assert!(budget_over || self.policy.timeout.is_some_and(|timeout| elapsed >= timeout));
+                assert!(budget_over || self.policy.timeout.is_some_and(|timeout| span.elapsed >= timeout));
             }
             Ending::Cancelled => assert!(self.cancelled.contains(&task), "{task:?} was not cancelled"),
             Ending::NotStarted => assert!(self.hopeless, "{task:?} was not started for no reason"),

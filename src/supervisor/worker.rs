@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::events::{Run, TaskId};
+use super::events::{Run, Span, TaskId};
 use crate::time::Moment;
 
 /// What a worker is doing.
@@ -284,12 +284,17 @@ impl Worker {
     }
 
     /// How long its oldest task has run, or had when we began to end the worker.
-    pub fn elapsed(&self, now: Moment) -> Duration {
+    fn elapsed(&self, now: Moment) -> Duration {
         match self.state {
             WorkerState::Running { since, .. } => now.since(since),
             WorkerState::Terminating { elapsed, .. } => elapsed,
             WorkerState::Starting { .. } | WorkerState::Idle => Duration::ZERO,
         }
+    }
+
+    /// When its oldest task began, and how long it has run.
+    pub fn span(&self, now: Moment) -> Span {
+        Span { since: self.running_since(), elapsed: self.elapsed(now) }
     }
 
     /// Whether its deadline has passed.
