@@ -27,7 +27,9 @@ from killercall._stages import Reader, Stage, Writer, frames, send_frame
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, Literal, Unpack, overload
+
+    from killercall._typing import CallOptions, OnFailure, OnTimeout, R, S, T, Timeout
 
 DEFAULT_TIMEOUT = 4.0
 
@@ -39,6 +41,73 @@ _SLICE = 0.05
 # Seconds for a stage to end after its connection has.
 _LOSS_LIMIT = 2.0
 _SECRET = 32
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[T], R],
+        write: Callable[[Iterator[R]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: None = ...,
+        on_timeout: Literal["raise"] = ...,
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[CallOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[T], object],
+        write: Callable[[Iterator[Any]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: None = ...,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        **options: Unpack[CallOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[list[T]], R],
+        write: Callable[[Iterator[R]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: int,
+        on_timeout: Literal["raise"] = ...,
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[CallOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[list[T]], object],
+        write: Callable[[Iterator[Any]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: int,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        **options: Unpack[CallOptions],
+    ) -> S: ...
 
 
 def killer_pipeline(
@@ -371,6 +440,7 @@ class _Pipeline:
     def _take(self, job: HostJob, outcome: _core.Outcome) -> None:
         number = outcome.task
         item = self._items.pop(number)
+        value: Any = None
         failure: BaseException | None = None
         try:
             if job.is_partial(outcome):
