@@ -189,6 +189,16 @@ def idle_workers() -> int:
     return _shared.roster.idle()
 
 
+def idle_pids() -> list[int]:
+    """The pids of those of them that are known to be there."""
+    return _shared.roster.idle_pids()
+
+
+def has_server() -> bool:
+    """Whether there is a forkserver."""
+    return _shared.roster.has_server()
+
+
 def preload(*modules: str) -> None:
     """
     Imports modules once in the forkserver, so that each new worker has them at once.
