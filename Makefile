@@ -116,7 +116,9 @@ lint: $(VENV)/.tools
 
 typecheck: $(VENV)/.wheel
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest killercall._core --ignore-missing-stub
+	$(BIN)/basedpyright
+	$(BIN)/python -m mypy.stubtest killercall --mypy-config-file pyproject.toml --ignore-missing-stub \
+		--allowlist tests/typing/stubtest.txt
 
 clean:
 	rm -rf $(VENV) build dist target

@@ -150,7 +150,7 @@ class Run(NamedTuple):
     """
 
     jobs: Sequence[Job]
-    answers: Sequence[Fit | Exception]
+    answers: Sequence[Fit | BaseException]
     wall: float
 
     def count(self, verdict: str) -> int:
@@ -175,14 +175,14 @@ class Run(NamedTuple):
         """
         return [a for a in self.answers if isinstance(a, killercall.TimeoutError)]
 
-    def failures(self) -> list[Exception]:
+    def failures(self) -> list[BaseException]:
         """
         Return what went wrong with the fits that failed within their deadline.
         """
         return [
             a
             for a in self.answers
-            if isinstance(a, Exception) and not isinstance(a, killercall.TimeoutError)
+            if isinstance(a, BaseException) and not isinstance(a, killercall.TimeoutError)
         ]
 
     def longest(self) -> float:
@@ -197,7 +197,7 @@ def load_returns() -> pd.Series:
     """
     Return the daily log returns of the S&P 500 from 1999 to 2018, in percent.
     """
-    log_closes: pd.Series = np.log(arch.data.sp500.load()["Adj Close"])
+    log_closes = pd.Series(np.log(arch.data.sp500.load()["Adj Close"]))
     return 100 * log_closes.diff().dropna()
 
 
@@ -258,7 +258,7 @@ def fit(job: Job) -> Fit:
     )
 
 
-def verdict_on(answer: Fit | Exception) -> str:
+def verdict_on(answer: Fit | BaseException) -> str:
     """
     Tell whether a job is `done`, was `killed` at its deadline, or `failed`.
     """
@@ -364,7 +364,7 @@ class Refit(NamedTuple):
     """
 
     spec: Spec
-    answer: Fit | Exception
+    answer: Fit | BaseException
     seconds: float
 
 
@@ -373,7 +373,7 @@ def try_refit(refit: Callable[[Job], Fit], job: Job) -> Refit:
     Refit under the deadline of `refit`; an answer that never came is an answer too.
     """
     started = time.perf_counter()
-    answer: Fit | Exception
+    answer: Fit | BaseException
     try:
         answer = refit(job)
     except (killercall.KillerError, NotConverged) as error:

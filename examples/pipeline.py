@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 import arch.data.sp500
+import pandas as pd
 from arch.bootstrap import StationaryBootstrap
 
 from killercall import killer_pipeline
@@ -38,7 +39,7 @@ def make_file(path: str) -> int:
     bootstrap = StationaryBootstrap(20, prices, seed=1)
     with open(path, "w", encoding="ascii") as file:
         for (days,), _ in bootstrap.bootstrap(HISTORIES):
-            days.to_csv(file, header=False, index=False, float_format="%.2f")
+            pd.DataFrame(days).to_csv(file, header=False, index=False, float_format="%.2f")
     return HISTORIES * len(prices)
 
 

@@ -73,14 +73,15 @@ class Finding(NamedTuple):
 
 def written(digit: Picture, size: int, margin: int) -> Picture:
     """A digit of 8 x 8 pixels, written `size` pixels high, with paper around it."""
-    large = ndimage.zoom(digit / 16.0, size / digit.shape[0], order=1)
+    large = np.asarray(ndimage.zoom(digit / 16.0, size / digit.shape[0], order=1))
     return np.pad(np.clip(large, 0, 1), margin)
 
 
 def look(picture: Picture) -> Picture:
     """A sticker as a model sees it: 8 x 8 numbers."""
     smooth = ndimage.gaussian_filter(picture, len(picture) / 24)
-    return ndimage.zoom(smooth, 8 / len(picture), order=1).ravel() * 16
+    small: Picture = np.asarray(ndimage.zoom(smooth, 8 / len(picture), order=1))
+    return small.ravel() * 16
 
 
 def frames(count: int) -> list[tuple[Picture, list[Sticker]]]:
@@ -117,7 +118,8 @@ def stick(frame: Picture, place: int, random: np.random.Generator) -> Sticker:
 def detect(frame: Picture) -> list[Picture]:
     """The stickers of a frame, from left to right."""
     border = (frame == BORDER).all(axis=2)
-    labels, _ = ndimage.label(border)
+    labels = np.zeros(border.shape, np.int32)
+    ndimage.label(border, output=labels)
     boxes = sorted(ndimage.find_objects(labels), key=lambda box: box[1].start)
     inside = (frame[rows.start + 2 : rows.stop - 2, columns.start + 2 : columns.stop - 2, 0]
               for rows, columns in boxes)  # fmt: skip
@@ -199,7 +201,7 @@ def one_after_the_other(film: Film, estimator: SizeEstimator, classifier: Classi
 
 def side_by_side(film: Film, estimator: Any, classifier: Any) -> Found:
     """Both models have a frame at a time, and the detector is at the next one meanwhile."""
-    submitted = []
+    submitted: list[tuple[Any, Any, int]] = []
     found = []
     for frame, _ in film:
         pictures = detect(frame)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from killercall._pipeline import killer_pipeline
     from killercall._pmap import killer_pmap
     from killercall._pool import KillerPool
+    from killercall._versions import show_versions
 
 # Imported at first use: forkserver and workers, which never use them, would carry the host's side
 # in their memory, and each fork of a worker takes the longer for it.
@@ -74,6 +75,7 @@ _HOMES = {
     "killer_pmap": "_pmap",
     "preload": "_host",
     "publish": "_inside",
+    "show_versions": "_versions",
     "shutdown": "_host",
     "time_left": "_inside",
 }
@@ -116,6 +118,7 @@ __all__ = [
     "killer_pmap",
     "preload",
     "publish",
+    "show_versions",
     "shutdown",
     "time_left",
 ]

@@ -28,17 +28,20 @@ from killercall._payload import dumps, short_repr
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Generic, NoReturn, ParamSpec, Self, overload
+    from typing import Any, Generic, NoReturn, Self, Unpack, overload
 
     from killercall import _core
     from killercall._futures import KillerFuture
-
-    P = ParamSpec("P")
+    from killercall._typing import ActorOptions, MethodOptions, P, Timeout
 
     class _Generic(Generic[P]):
         pass
+
+    # An actor goes wherever an instance of its class is asked for.
+    _Whatever = Any
 else:
     P = None
+    _Whatever = object
 
     class _Generic:
         __class_getitem__ = classmethod(types.GenericAlias)
@@ -57,7 +60,7 @@ _DEADLY = frozenset({"died", "over_memory", "timed_out"})
 class _Instance:
     """The host's side of one instance: what it takes to reach it, and to build it again."""
 
-    def __init__(self, actor_class: ActorClass[Any], args: Any, kwargs: Any) -> None:
+    def __init__(self, actor_class: ActorClass[...], args: Any, kwargs: Any) -> None:
         self._owner = Owner(stays=True)
         self.name = actor_class.__wrapped__.__name__
         given = vars(actor_class._killercall_options)
@@ -77,7 +80,7 @@ class _Instance:
         self._packed = self._pack_constructor(actor_class, args, kwargs)
 
     def _pack_constructor(
-        self, actor_class: ActorClass[Any], args: Any, kwargs: Any
+        self, actor_class: ActorClass[...], args: Any, kwargs: Any
     ) -> bytes | _core.Parcel:
         check_depth()
         try:
@@ -163,7 +166,7 @@ class _Instance:
         self.check(self.name_of(method._name))
         return self.wait(_ActorCall(self, method, *self._prepare(method, args, kwargs))).result()
 
-    def submit(self, method: ActorMethod, args: Any, kwargs: Any) -> KillerFuture:
+    def submit(self, method: ActorMethod, args: Any, kwargs: Any) -> KillerFuture[Any]:
         """Calls a method in the background."""
         self.check(self.name_of(method._name))
         try:
@@ -181,7 +184,7 @@ class _Instance:
         packed = pack_call(self.options, args, kwargs)
         return self.method_plan(method), packed
 
-    def wait(self, queued: _ActorCall) -> KillerFuture:
+    def wait(self, queued: _ActorCall) -> KillerFuture[Any]:
         """Waits for a call that is to be submitted; whatever ends the wait ends the call."""
         __tracebackhide__ = True
         driver = self.lane.driver
@@ -447,7 +450,7 @@ class _Here:
                 return asyncio.run(value)
             return value
 
-    def submit(self, method: ActorMethod, args: Any, kwargs: Any) -> KillerFuture:
+    def submit(self, method: ActorMethod, args: Any, kwargs: Any) -> KillerFuture[Any]:
         """Calls a method, and says later how that went."""
         return _futures.completed(lambda: self.call(method, args, kwargs))
 
@@ -505,7 +508,7 @@ class ActorMethod:
             return self.aio(*args, **kwargs)
         return self._actor._killercall_instance.call(self, args, kwargs)
 
-    def submit(self, /, *args: Any, **kwargs: Any) -> KillerFuture:
+    def submit(self, /, *args: Any, **kwargs: Any) -> KillerFuture[Any]:
         """Calls the method in the background, in its turn; see `KillerFunction.submit`."""
         return self._actor._killercall_instance.submit(self, args, kwargs)
 
@@ -528,7 +531,7 @@ class ActorMethod:
             # Or the traceback of a failure holds this frame, which holds the future.
             del future
 
-    def options(self, **options: Any) -> ActorMethod:
+    def options(self, **options: Unpack[MethodOptions]) -> ActorMethod:
         """
         The same method with other options: `timeout`, `grace`, `on_timeout`, `default`.
 
@@ -551,20 +554,20 @@ class ActorMethod:
         return f"<method '{name}.{self._name}' of an actor, timeout={self._options.timeout}>"
 
 
-class Actor:
+class Actor(_Whatever):  # type: ignore[misc]
     """
     An object in a worker of its own. Made by a call of a class that `killer_actor` has decorated.
 
     Its methods are those of the class; see `ActorMethod` for what they can do. Nothing else of it
-    can be reached.
+    can be reached. For type checkers it may have any method, and is an instance of any class.
     """
 
     __slots__ = ("__weakref__", "_killercall_class", "_killercall_instance")
 
-    _killercall_class: ActorClass[Any]
+    _killercall_class: ActorClass[...]
     _killercall_instance: _Instance | _Here
 
-    def __init__(self, actor_class: ActorClass[Any], instance: _Instance | _Here) -> None:
+    def __init__(self, actor_class: ActorClass[...], instance: _Instance | _Here) -> None:
         """Made by the class."""
         object.__setattr__(self, "_killercall_class", actor_class)
         object.__setattr__(self, "_killercall_instance", instance)
@@ -734,13 +737,21 @@ if TYPE_CHECKING:
 
     @overload
     def killer_actor(
-        cls: Callable[P, Any], *, timeout: Any = ..., restart: bool = ..., **options: Any
+        cls: Callable[P, object],
+        *,
+        timeout: Timeout = ...,
+        restart: bool = ...,
+        **options: Unpack[ActorOptions],
     ) -> ActorClass[P]: ...
 
     @overload
     def killer_actor(
-        cls: None = None, *, timeout: Any = ..., restart: bool = ..., **options: Any
-    ) -> Callable[[Callable[P, Any]], ActorClass[P]]: ...
+        cls: None = None,
+        *,
+        timeout: Timeout = ...,
+        restart: bool = ...,
+        **options: Unpack[ActorOptions],
+    ) -> Callable[[Callable[P, object]], ActorClass[P]]: ...
 
 
 def killer_actor(
@@ -776,6 +787,12 @@ def killer_actor(
         The class as one calls it; `__wrapped__` is the class itself. Of an instance only methods
         can be reached. `obj.method.submit(...)` returns a future and runs beside the caller,
         `obj.method.aio(...)` is awaitable, `obj.method.options(timeout=1)(...)` has other options.
+
+        Type checkers know the arguments of the constructor, and let any method of an actor pass.
+        Calls are checked where the actor is taken for an instance of the plain class, as by
+        `counter: Counter = ...` or a parameter. mypy does not look at decorators of classes: there
+        a decorated class stays the plain one, without `submit` and `close`. For both, decorate by
+        hand: `CounterActor = killer_actor(Counter, timeout=5)`.
 
     Raises:
         TypeError: a wrong type of argument, or an unknown option.

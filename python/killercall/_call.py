@@ -20,14 +20,15 @@ from killercall._payload import short_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Concatenate, Generic, Literal, NoReturn, Unpack, overload
 
+    from killercall._exceptions import (
+        TimeoutError,  # ruff: ignore[builtin-import-shadowing]
+    )
     from killercall._futures import Call, KillerFuture, Lane
     from killercall._host import Call as HostCall
-
-    P = ParamSpec("P")
-    R = TypeVar("R")
+    from killercall._typing import D, Decorator, FunctionOptions, KillerMethod, P, Q, R, S, Timeout
 
     class _Generic(Generic[P, R]):
         pass
@@ -138,7 +139,17 @@ class KillerFunction(_Generic[P, R]):
         # One that cannot tell whether it is current may hold a copy of this process.
         self._killercall_plan = plan if plan.is_watched else None
 
-    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> KillerFuture:
+    if TYPE_CHECKING:
+
+        @overload
+        def submit(
+            self: KillerFunction[P, Coroutine[Any, Any, S]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> KillerFuture[S]: ...
+
+        @overload
+        def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> KillerFuture[R]: ...
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """
         Calls the function in the background.
 
@@ -165,7 +176,7 @@ class KillerFunction(_Generic[P, R]):
         call = self._queued(args, kwargs)
         return self._lane().submit(call) if isinstance(call, _futures.Call) else call
 
-    def _queued(self, args: Any, kwargs: Any) -> Call | KillerFuture:
+    def _queued(self, args: Any, kwargs: Any) -> Call | KillerFuture[Any]:
         """A call that is to be queued, or the future of one that has ended already."""
         from killercall import _futures
 
@@ -197,7 +208,17 @@ class KillerFunction(_Generic[P, R]):
             gently=options.grace > 0,
         )
 
-    async def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    if TYPE_CHECKING:
+
+        @overload
+        async def aio(
+            self: KillerFunction[P, Coroutine[Any, Any, S]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> S: ...
+
+        @overload
+        async def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    async def aio(self, /, *args: Any, **kwargs: Any) -> Any:
         """
         Calls the function and lets the event loop go on meanwhile.
 
@@ -212,13 +233,13 @@ class KillerFunction(_Generic[P, R]):
         """
         __tracebackhide__ = True
         if is_inline() and self._killercall_is_async:
-            return await self.__wrapped__(*args, **kwargs)  # type: ignore[no-any-return, misc]
+            return await self.__wrapped__(*args, **kwargs)  # type: ignore[misc]
         from killercall import _futures
 
         future = self.submit(*args, **kwargs)
         await _futures.wait_in_loop(future)
         try:
-            return future.result()  # type: ignore[no-any-return]
+            return future.result()
         finally:
             # Or the traceback of a failure holds this frame, which holds the future.
             del future
@@ -235,7 +256,9 @@ class KillerFunction(_Generic[P, R]):
             lane = self._killercall_lane["lane"] = _futures.Lane(limit)
         return lane
 
-    def _settle(self, job: HostJob, outcomes: list[_core.Outcome], future: KillerFuture) -> None:
+    def _settle(
+        self, job: HostJob, outcomes: list[_core.Outcome], future: KillerFuture[Any]
+    ) -> None:
         (outcome,) = outcomes
         if outcome.ending == "returned":
             future.settle(lambda: job.value(outcome))
@@ -257,7 +280,49 @@ class KillerFunction(_Generic[P, R]):
     def _failure(self, job: HostJob, outcome: _core.Outcome) -> BaseException:
         return job.failure(outcome)
 
-    def options(self, **options: Any) -> KillerFunction[P, R]:
+    if TYPE_CHECKING:
+
+        @overload
+        def options(
+            self,
+            *,
+            timeout: Timeout = ...,
+            on_timeout: Literal["raise"] = ...,
+            default: Any = ...,
+            **options: Unpack[FunctionOptions],
+        ) -> KillerFunction[P, R]: ...
+
+        @overload
+        def options(
+            self,
+            *,
+            timeout: Timeout = ...,
+            on_timeout: Literal["return"],
+            default: Any = ...,
+            **options: Unpack[FunctionOptions],
+        ) -> KillerFunction[P, R | TimeoutError]: ...
+
+        @overload
+        def options(
+            self,
+            *,
+            timeout: Timeout = ...,
+            on_timeout: Literal["default"],
+            default: D = ...,
+            **options: Unpack[FunctionOptions],
+        ) -> KillerFunction[P, R | D]: ...
+
+        @overload
+        def options(
+            self,
+            *,
+            timeout: Timeout = ...,
+            on_timeout: Literal["partial"],
+            default: Any = ...,
+            **options: Unpack[FunctionOptions],
+        ) -> KillerFunction[P, R | Any]: ...
+
+    def options(self, **options: Any) -> Any:
         """
         A copy with other options; those not named stay.
 
@@ -271,6 +336,18 @@ class KillerFunction(_Generic[P, R]):
             self._killercall_options, options, allowed=FUNCTION_OPTIONS, where="killer_call"
         )
         return KillerFunction(self.__wrapped__, checked)
+
+    if TYPE_CHECKING:
+        # Through the class it may be a class method as well: what mypy sees is the same.
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> KillerFunction[..., R]: ...
+
+        @overload
+        def __get__(
+            self: KillerFunction[Concatenate[Any, Q], R],
+            instance: object,
+            owner: type | None = None,
+        ) -> KillerFunction[Q, R]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: `self` goes along as the first argument."""
@@ -292,7 +369,7 @@ class KillerFunction(_Generic[P, R]):
         for name in getattr(self, "__qualname__", "<none>").split("."):
             found = getattr(found, name, None)
         if found is self:
-            return self.__qualname__
+            return vars(self)["__qualname__"]
         return KillerFunction, (self.__wrapped__, self._killercall_options)
 
     def __repr__(self) -> str:
@@ -303,14 +380,104 @@ class KillerFunction(_Generic[P, R]):
 if TYPE_CHECKING:
 
     @overload
+    def killer_call(  # type: ignore[overload-overlap]  # nobody calls the object itself
+        func: staticmethod[P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> KillerMethod[P, R]: ...
+
+    @overload
     def killer_call(
-        func: Callable[P, R], timeout: Any = ..., **options: Any
+        func: classmethod[Any, P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> KillerMethod[P, R]: ...
+
+    @overload
+    def killer_call(
+        func: Callable[P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
     ) -> KillerFunction[P, R]: ...
 
     @overload
     def killer_call(
-        func: None = None, timeout: Any = ..., **options: Any
-    ) -> Callable[[Callable[P, R]], KillerFunction[P, R]]: ...
+        func: Callable[P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["return"],
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> KillerFunction[P, R | TimeoutError]: ...
+
+    @overload
+    def killer_call(
+        func: Callable[P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["default"],
+        default: D = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> KillerFunction[P, R | D]: ...
+
+    @overload
+    def killer_call(
+        func: Callable[P, R],
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["partial"],
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> KillerFunction[P, R | Any]: ...
+
+    @overload
+    def killer_call(
+        func: None = None,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> Decorator: ...
+
+    @overload
+    def killer_call(
+        func: None = None,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["return"],
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> Decorator[TimeoutError]: ...
+
+    @overload
+    def killer_call(
+        func: None = None,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["default"],
+        default: D = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> Decorator[D]: ...
+
+    @overload
+    def killer_call(
+        func: None = None,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["partial"],
+        default: Any = ...,
+        **options: Unpack[FunctionOptions],
+    ) -> Decorator[Any]: ...
 
 
 def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any) -> Any:

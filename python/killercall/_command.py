@@ -29,7 +29,7 @@ _PIECE = _core.APPEND_MAX - _HEAD.size
 
 def run(cmd: Any, given: bytes | None, keywords: dict[str, Any]) -> int:
     """Runs it to its end, with all that it has started; returns its exit code."""
-    process = subprocess.Popen(cmd, bufsize=0, **keywords)
+    process = subprocess.Popen[bytes](cmd, bufsize=0, **keywords)
     pump = _Pump(process, given)
     pump.run()
     # Where it waits for what it has left behind, that has a hold of its pipes.

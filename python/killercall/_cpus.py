@@ -14,7 +14,7 @@ def available_cpus() -> int:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:
         cpus = os.cpu_count() or 1
-    quota = _quota()
+    quota = cpu_quota()
     return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
 
 
@@ -24,7 +24,7 @@ def default_workers() -> int:
     return max(cpus - 2, min(2, cpus))
 
 
-def _quota() -> float | None:
+def cpu_quota() -> float | None:
     """The tightest CPU quota of the cgroups that enclose this process, in CPUs."""
     quotas = [
         _quota_v2(group) if unified else _quota_v1(group)

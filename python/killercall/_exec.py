@@ -18,13 +18,117 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Literal, overload
 
     from killercall._host import Call
+    from killercall._typing import Timeout
 
     # The exit code, and what was captured of both streams.
     Done = tuple[int, bytes | None, bytes | None]
     StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def killer_exec(
+        cmd: StrOrBytesPath | Sequence[StrOrBytesPath],
+        timeout: Timeout,
+        *,
+        input: str | None = ...,
+        stdin: Any = ...,
+        stdout: Any = ...,
+        stderr: Any = ...,
+        capture_output: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        text: Literal[True],
+        encoding: str | None = ...,
+        errors: str | None = ...,
+        shell: bool = ...,
+        check: bool = ...,
+        max_memory: int | str | None = ...,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    @overload
+    def killer_exec(
+        cmd: StrOrBytesPath | Sequence[StrOrBytesPath],
+        timeout: Timeout,
+        *,
+        input: str | None = ...,
+        stdin: Any = ...,
+        stdout: Any = ...,
+        stderr: Any = ...,
+        capture_output: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        text: bool | None = ...,
+        encoding: str,
+        errors: str | None = ...,
+        shell: bool = ...,
+        check: bool = ...,
+        max_memory: int | str | None = ...,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    @overload
+    def killer_exec(
+        cmd: StrOrBytesPath | Sequence[StrOrBytesPath],
+        timeout: Timeout,
+        *,
+        input: str | None = ...,
+        stdin: Any = ...,
+        stdout: Any = ...,
+        stderr: Any = ...,
+        capture_output: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        text: bool | None = ...,
+        encoding: str | None = ...,
+        errors: str,
+        shell: bool = ...,
+        check: bool = ...,
+        max_memory: int | str | None = ...,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    @overload
+    def killer_exec(
+        cmd: StrOrBytesPath | Sequence[StrOrBytesPath],
+        timeout: Timeout,
+        *,
+        input: bytes | None = ...,
+        stdin: Any = ...,
+        stdout: Any = ...,
+        stderr: Any = ...,
+        capture_output: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        text: Literal[False] | None = ...,
+        encoding: None = ...,
+        errors: None = ...,
+        shell: bool = ...,
+        check: bool = ...,
+        max_memory: int | str | None = ...,
+    ) -> subprocess.CompletedProcess[bytes]: ...
+
+    @overload
+    def killer_exec(
+        cmd: StrOrBytesPath | Sequence[StrOrBytesPath],
+        timeout: Timeout,
+        *,
+        input: str | bytes | None = ...,
+        stdin: Any = ...,
+        stdout: Any = ...,
+        stderr: Any = ...,
+        capture_output: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        text: bool | None = ...,
+        encoding: str | None = ...,
+        errors: str | None = ...,
+        shell: bool = ...,
+        check: bool = ...,
+        max_memory: int | str | None = ...,
+    ) -> subprocess.CompletedProcess[Any]: ...
 
 
 def killer_exec(
@@ -167,7 +271,7 @@ def _run_inline(command: Any, given: bytes | None, keywords: dict[str, Any]) -> 
     """In this process, for `KILLERCALL_INLINE`: without a deadline."""
     import subprocess
 
-    with subprocess.Popen(command, **keywords) as process:
+    with subprocess.Popen[bytes](command, **keywords) as process:
         out, err = process.communicate(given)
     return process.returncode, out, err
 

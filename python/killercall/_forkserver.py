@@ -60,10 +60,9 @@ def forget_other_threads() -> None:
     a module is dropped, and imported anew by whoever wants it here.
     """
     import _thread
-    import importlib
 
     # Private, and where it is missing there is nothing to be done.
-    locks = getattr(importlib._bootstrap, "_module_locks", {})
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
     for name, reference in list(locks.items()):
         owner = getattr(reference(), "owner", None)
         if owner is not None and owner != _thread.get_ident():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from killercall import _core
     from killercall._host import HostJob
+    from killercall._typing import R
 
 
 class _Value:
@@ -57,7 +58,7 @@ class _Unread(Exception):
         return error
 
 
-class KillerFuture(Future):  # type: ignore[type-arg]
+class KillerFuture(Future["R"]):
     """
     The future of a call in a worker process. Made by `submit`.
 
@@ -104,14 +105,15 @@ class KillerFuture(Future):  # type: ignore[type-arg]
             if not was_running and call is not None and self.cancelled():
                 call.stop()
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> R:
         """The value of the call, or what it raised; waits for at most `timeout` seconds."""
         __tracebackhide__ = True
         # Not by the method of the base, which would be in the traceback.
         error = self.exception(timeout)
         if error is None:
-            value = self._result
-            return value.get() if isinstance(value, _Value) else value
+            value: Any = self._result
+            read: R = value.get() if isinstance(value, _Value) else value
+            return read
         try:
             raise error
         finally:
@@ -136,7 +138,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
     def settle(self, value: Callable[[], Any]) -> None:
         """It has a value, which is found out when it is asked for."""
         with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
-            self.set_result(_Value(value))
+            self.set_result(_Value(value))  # type: ignore[arg-type]  # `result` reads it
 
     def settle_raised(self, error: Callable[[], BaseException]) -> None:
         """It has raised something, which is found out when it is asked for."""
@@ -157,7 +159,7 @@ class Lane(_driver.Queue):
         self._waiting: collections.deque[Call] = collections.deque()
         self._running: set[Call] = set()
 
-    def submit(self, call: Call) -> KillerFuture:
+    def submit(self, call: Call) -> KillerFuture[Any]:
         """Adds a call. Any thread may call this."""
         self.driver.check_open()
         call.lane = self
@@ -223,14 +225,14 @@ class Call(_driver.Run):
     def __init__(
         self,
         prepare: Callable[[], HostJob],
-        finish: Callable[[HostJob, list[_core.Outcome], KillerFuture], None],
+        finish: Callable[[HostJob, list[_core.Outcome], KillerFuture[Any]], None],
         *,
         has_deadline: bool,
         gently: bool,
         tasks: int = 1,
     ) -> None:
         """`prepare` makes the job with its tasks, `finish` settles the future by the outcomes."""
-        self.future = KillerFuture()
+        self.future: KillerFuture[Any] = KillerFuture()
         self.future._call = self
         self.has_deadline = has_deadline
         self._prepare = prepare
@@ -319,12 +321,11 @@ class Call(_driver.Run):
         self._tell_of_cancel()
         self._has_begun = False
         self._outcomes = []
-        self.__dict__.pop("job", None)
-        self.__dict__.pop("_prepare", None)
-        self.__dict__.pop("_finish", None)
+        for name in ("job", "_prepare", "_finish"):
+            vars(self).pop(name, None)
 
 
-async def wait_in_loop(future: KillerFuture) -> None:
+async def wait_in_loop(future: KillerFuture[Any]) -> None:
     """
     Waits for its end, while the event loop goes on; it is cancelled with the task that waits.
 
@@ -353,9 +354,9 @@ async def wait_in_loop(future: KillerFuture) -> None:
         raise asyncio.CancelledError
 
 
-def completed(run: Callable[[], Any]) -> KillerFuture:
+def completed(run: Callable[[], Any]) -> KillerFuture[Any]:
     """The future of a call that is made right here."""
-    future = KillerFuture()
+    future: KillerFuture[Any] = KillerFuture()
     future.set_running_or_notify_cancel()
     try:
         future.set_result(run())

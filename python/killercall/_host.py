@@ -190,6 +190,16 @@ def idle_workers() -> int:
     return _shared.roster.idle()
 
 
+def idle_pids() -> list[int]:
+    """The pids of those of them that are known to be there."""
+    return _shared.roster.idle_pids()
+
+
+def has_server() -> bool:
+    """Whether there is a forkserver."""
+    return _shared.roster.has_server()
+
+
 def preload(*modules: str) -> None:
     """
     Imports modules once in the forkserver, so that each new worker has them at once.
@@ -713,20 +723,19 @@ def _dump_call(
     if parts is not None:
         # What may have to be sent again must stay as it is.
         return parts.sent(given=not (is_kept or options.retries))
-    is_good = False
+    data: Any = None
     try:
         data = serializer.dumps(call)
-        is_good = True
     except KeyboardInterrupt:
         raise
     except BaseException:  # ruff: ignore[try-except-pass] - what it is, is found out below
         pass
-    if not is_good:
-        # Not while it is handled, or the same would be told twice.
+    if isinstance(data, bytes):
+        return data
+    if data is None:
+        # Not while the error is handled, or the same would be told twice.
         _payload.dumps(serializer, args, "args")
         _payload.dumps(serializer, kwargs, "kwargs")
-    elif isinstance(data, bytes):
-        return data
     return _payload.dumps(serializer, call, "call")
 
 
@@ -734,20 +743,18 @@ def _dump_function(
     serializer: _payload.Serializer, function: Any, described: tuple[Any, ...]
 ) -> bytes:
     # The function first and by itself if it fails: so the path starts at it.
-    is_good = False
+    data: Any = None
     try:
         data = serializer.dumps((function, *described))
-        is_good = True
     except KeyboardInterrupt:
         raise
     except BaseException:  # ruff: ignore[try-except-pass] - what it is, is found out below
         pass
-    if not is_good:
+    if isinstance(data, bytes):
+        return data
+    if data is None:
         _payload.dumps(serializer, function, "function")
-        return _payload.dumps(serializer, (function, *described), "options")
-    if not isinstance(data, bytes):
-        return _payload.dumps(serializer, (function, *described), "function")
-    return data
+    return _payload.dumps(serializer, (function, *described), "options")
 
 
 def _copy_of_host(function: Any, calls: Sequence[Call], options: Options) -> _core.Roster:

@@ -36,14 +36,18 @@ from killercall._results import NEVER_SENT, Failed, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
     from queue import SimpleQueue
-    from typing import Any, TypeVar
+    from typing import Any, Literal, Unpack, overload
 
+    from killercall._exceptions import (
+        TimeoutError,  # ruff: ignore[builtin-import-shadowing]
+    )
     from killercall._options import Options
+    from killercall._outcomes import Outcome
     from killercall._progress import Progress
+    from killercall._typing import D, MapOptions, OnFailure, OnTimeout, R, T, Timeout
 
-    T = TypeVar("T")
     # How many values have come to their places, and what else has ended.
     News = tuple[int, list[_core.Outcome]]
     # From a number to before another, items that go plain; or a number, and a pickled item.
@@ -82,12 +86,180 @@ _END = object()
 _NO_NEWS: News = (0, [])
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], object],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> Generator[Outcome, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["raise", "default"] = ...,
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | D, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: bool = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[Any, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["raise", "default"] = ...,
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | D, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["default"],
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | D, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["return"],
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | D | BaseException, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["raise", "return"],
+        on_error: Literal["return"],
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | BaseException, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: Literal["return"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[R | TimeoutError, None, None]: ...
+
+    @overload
+    def killer_imap(
+        func: Callable[[T], object],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        ordered: bool = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: bool = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[Any, None, None]: ...
+
+
 def killer_imap(
-    func: Callable[[T], Any],
-    iterable: Iterable[T],
+    func: Any,
+    iterable: Iterable[Any],
     cpus: int | None = None,
     timeout: Any = DEFAULT_TIMEOUT,
-    ordered: bool = True,  # ruff: ignore[boolean-type-hint-positional-argument, boolean-default-value-positional-argument] - as Pool.imap's successors have it
+    ordered: bool = True,
     **options: Any,
 ) -> Generator[Any, None, None]:
     """

@@ -139,7 +139,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         decorated = _payload._decorated(function)
         if decorated is not None:
             return _payload._unwrap, (decorated,)
-        reduced = super().reducer_override(function)
+        reduced: Any = super().reducer_override(function)
         if not isinstance(reduced, tuple):
             return reduced
         if _is_generic(function):

@@ -35,9 +35,10 @@ from killercall._stages import Reader, Stage, Writer, frames, send_frame
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, Literal, Unpack, overload
 
     from killercall._progress import Progress
+    from killercall._typing import OnFailure, OnTimeout, PipelineOptions, R, S, T, Timeout
 
 DEFAULT_TIMEOUT = 4.0
 
@@ -49,6 +50,73 @@ _SLICE = 0.05
 # Seconds for a stage to end after its connection has.
 _LOSS_LIMIT = 2.0
 _SECRET = 32
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[T], R],
+        write: Callable[[Iterator[R]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: None = ...,
+        on_timeout: Literal["raise"] = ...,
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[PipelineOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[T], object],
+        write: Callable[[Iterator[Any]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: None = ...,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        **options: Unpack[PipelineOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[list[T]], R],
+        write: Callable[[Iterator[R]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: int,
+        on_timeout: Literal["raise"] = ...,
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        **options: Unpack[PipelineOptions],
+    ) -> S: ...
+
+    @overload
+    def killer_pipeline(
+        read: Callable[[], Iterable[T]],
+        work: Callable[[list[T]], object],
+        write: Callable[[Iterator[Any]], S],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        ordered: bool = ...,
+        batch: int,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        **options: Unpack[PipelineOptions],
+    ) -> S: ...
 
 
 def killer_pipeline(
@@ -185,6 +253,7 @@ def _run_inline(
     def work() -> Iterator[Any]:
         done = 0
         for number, item in enumerate(stage.grouped(functions.read())):
+            value: Any = None
             failure: BaseException | None = None
             try:
                 value = run_inline(functions.work, (item,), {}, options)

@@ -19,13 +19,15 @@ from killercall._results import NEVER_SENT, Failed, Here, Results, results_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+    from typing import Any, Literal, Unpack, overload
 
     from killercall import _core
+    from killercall._exceptions import (
+        TimeoutError,  # ruff: ignore[builtin-import-shadowing]
+    )
     from killercall._host import Call
-
-    T = TypeVar("T")
+    from killercall._typing import D, MapOptions, OnFailure, OnTimeout, R, T, Timeout
 
 DEFAULT_TIMEOUT = 4.0
 
@@ -37,9 +39,166 @@ _LARGE_PER_WORKER = 2
 _LARGE_MORE = 2
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], object],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> Outcomes: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["raise", "default"] = ...,
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | D]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], Coroutine[Any, Any, R]],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: bool = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[Any]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["raise", "default"] = ...,
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | D]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise"],
+        on_error: Literal["default"],
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | D]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["default"] = ...,
+        on_error: Literal["return"],
+        default: D = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | D | BaseException]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["raise", "return"],
+        on_error: Literal["return"],
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | BaseException]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: Literal["return"],
+        on_error: Literal["raise"] = ...,
+        default: Any = ...,
+        outcomes: Literal[False] = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[R | TimeoutError]: ...
+
+    @overload
+    def killer_pmap(
+        func: Callable[[T], object],
+        iterable: Iterable[T],
+        cpus: int | None = ...,
+        timeout: Timeout = ...,
+        *,
+        on_timeout: OnTimeout = ...,
+        on_error: OnFailure = ...,
+        default: Any = ...,
+        outcomes: bool = ...,
+        **options: Unpack[MapOptions],
+    ) -> list[Any]: ...
+
+
 def killer_pmap(
-    func: Callable[[T], Any],
-    iterable: Iterable[T],
+    func: Any,
+    iterable: Iterable[Any],
     cpus: int | None = None,
     timeout: Any = DEFAULT_TIMEOUT,
     **options: Any,

@@ -21,17 +21,18 @@ from killercall._payload import describe, short_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
+    from typing import Any, Unpack, overload
 
     from killercall import _core
     from killercall._futures import Call, KillerFuture
     from killercall._host import HostJob
+    from killercall._typing import P, PoolOptions, R, Timeout, ViewOptions
 
     # What gives the value of an item, or raises.
     Entry = Callable[[], Any]
     # Of one item, or, if the second is true, of several, whose entries are its value.
-    Chunk = tuple[KillerFuture, bool]
+    Chunk = tuple[KillerFuture[Any], bool]
 
 # What a call may have of its own, as it makes no other kind of worker.
 _VIEW_OPTIONS = frozenset({
@@ -53,7 +54,7 @@ class _Lane(_futures.Lane):
         self._lock = RLock()
         self._is_closed: bool = like is not None and like._is_closed
         self._broken_by: BaseException | None = None if like is None else like._broken_by
-        self._once: dict[Any, KillerFuture] = {}
+        self._once: dict[Any, KillerFuture[Any]] = {}
         # For the driver's thread: there is nothing any more that has yet to enter.
         self._is_closing = False
         self._ended = threading.Event()
@@ -68,13 +69,13 @@ class _Lane(_futures.Lane):
             raise RuntimeError(message)
         self.driver.check_open()
 
-    def submit(self, call: Call) -> KillerFuture:
+    def submit(self, call: Call) -> KillerFuture[Any]:
         """Adds a call. Any thread may call this."""
         with self._lock:
             self.check_open()
             return super().submit(call)
 
-    def submit_once(self, key: Any, call: Call) -> KillerFuture:
+    def submit_once(self, key: Any, call: Call) -> KillerFuture[Any]:
         """The same, unless there is one with this key."""
         with self._lock:
             known = self.unfinished(key)
@@ -85,7 +86,7 @@ class _Lane(_futures.Lane):
         future.add_done_callback(functools.partial(self._forget, key))
         return future
 
-    def unfinished(self, key: Any) -> KillerFuture | None:
+    def unfinished(self, key: Any) -> KillerFuture[Any] | None:
         """The future of the call with this key that has not ended."""
         with self._lock:
             future = self._once.get(key)
@@ -239,7 +240,7 @@ class _PoolFunction(KillerFunction[..., "Any"]):
     def _lane(self) -> _Lane:
         return self._killercall_crew.lane()
 
-    def _queued(self, args: Any, kwargs: Any) -> Call | KillerFuture:
+    def _queued(self, args: Any, kwargs: Any) -> Call | KillerFuture[Any]:
         if _host.is_inline():
             failure = self._killercall_crew.set_up_here()
             if failure is not None:
@@ -257,7 +258,7 @@ class _PoolFunction(KillerFunction[..., "Any"]):
             self._lane().break_by(failure)
         return failure
 
-    def submit_chunk(self, calls: list[_host.Call]) -> KillerFuture:
+    def submit_chunk(self, calls: list[_host.Call]) -> KillerFuture[Any]:
         """Submits calls that one worker makes one after the other; the value is their entries."""
         if _host.is_inline():
             made = [self.submit(*args, **kwargs).result for args, kwargs in calls]
@@ -312,7 +313,7 @@ class _PoolFunction(KillerFunction[..., "Any"]):
         entries: list[Any],
         job: HostJob,
         outcomes: list[_core.Outcome],
-        future: KillerFuture,
+        future: KillerFuture[Any],
     ) -> None:
         for outcome in outcomes:
             entries[outcome.task] = self._entry(job, outcome)
@@ -335,7 +336,19 @@ class _Submits:
     _crew: _Crew
     _options: Options
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> KillerFuture:
+    if TYPE_CHECKING:
+
+        @overload
+        def submit(
+            self, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+        ) -> KillerFuture[R]: ...
+
+        @overload
+        def submit(
+            self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+        ) -> KillerFuture[R]: ...
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> KillerFuture[Any]:
         """
         Calls a function in a worker, in the background.
 
@@ -361,9 +374,26 @@ class _Submits:
         function = self._function(fn)
         return function.submit(*args, **kwargs)
 
+    if TYPE_CHECKING:
+
+        @overload
+        def submit_once(
+            self,
+            key: Hashable,
+            fn: Callable[P, Coroutine[Any, Any, R]],
+            /,
+            *args: P.args,
+            **kwargs: P.kwargs,
+        ) -> KillerFuture[R]: ...
+
+        @overload
+        def submit_once(
+            self, key: Hashable, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+        ) -> KillerFuture[R]: ...
+
     def submit_once(
         self, key: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> KillerFuture:
+    ) -> KillerFuture[Any]:
         """
         As `submit`, unless a call with an equal key waits or runs: then its future is returned.
 
@@ -399,6 +429,28 @@ class _Submits:
             return known
         call = function._queued(args, kwargs)
         return lane.submit_once(key, call) if isinstance(call, _futures.Call) else call
+
+    if TYPE_CHECKING:
+
+        @overload
+        def map(
+            self,
+            fn: Callable[..., Coroutine[Any, Any, R]],
+            *iterables: Iterable[Any],
+            timeout: Timeout = ...,
+            chunksize: int = ...,
+            buffersize: int | None = ...,
+        ) -> Iterator[R]: ...
+
+        @overload
+        def map(
+            self,
+            fn: Callable[..., R],
+            *iterables: Iterable[Any],
+            timeout: Timeout = ...,
+            chunksize: int = ...,
+            buffersize: int | None = ...,
+        ) -> Iterator[R]: ...
 
     def map(
         self,
@@ -463,7 +515,7 @@ class _Submits:
             return function.submit_chunk([(args, {}) for args in chunk]), True
         return function.submit(*chunk[0]), False
 
-    def options(self, **options: Any) -> PoolView:
+    def options(self, **options: Unpack[ViewOptions]) -> PoolView:
         """
         A view of the pool with other deadlines, whose calls have the same workers and turns.
 
@@ -537,10 +589,10 @@ class KillerPool(_Submits, Executor):
         self,
         workers: int | None = None,
         *,
-        timeout: Any = DEFAULT_TIMEOUT,
+        timeout: Timeout = DEFAULT_TIMEOUT,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        **options: Any,
+        **options: Unpack[PoolOptions],
     ) -> None:
         """Starts no worker yet."""
         count = default_workers() if workers is None else check_count("workers", workers, 1)
@@ -628,7 +680,7 @@ def _results(
         _cancel(chunks)
 
 
-def _entries(future: KillerFuture, is_chunk: bool, end: float | None) -> list[Entry]:  # ruff: ignore[boolean-type-hint-positional-argument] - a part of a pair
+def _entries(future: KillerFuture[Any], is_chunk: bool, end: float | None) -> list[Entry]:  # ruff: ignore[boolean-type-hint-positional-argument] - a part of a pair
     """Waits for a chunk; its entries, the last one first."""
     __tracebackhide__ = True
     try:

@@ -464,10 +464,11 @@ def _prepare_process(channel: _core.Channel) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
             # What was printed before a kill has been seen. The host may have closed it.
             with contextlib.suppress(Exception):
-                stream.reconfigure(line_buffering=True)
+                reconfigure(line_buffering=True)
 
 
 def _new_main() -> types.ModuleType:
