@@ -15,7 +15,7 @@ SECTIONS = {
 
 
 class Readable(griffe.Extension):
-    """Examples as code, the values of constants that are defaults, and no type that says nothing."""
+    """Examples as code, values of constants that are defaults, and no type that says nothing."""
 
     def on_object(self, *, obj: griffe.Object, **_kwargs: Any) -> None:
         """Sections of docstrings."""

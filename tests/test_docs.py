@@ -19,7 +19,7 @@ from processes import run_script
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+BLOCK = re.compile(r"```python(?: title=\S+)?\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 MODULES = [module.name for module in pkgutil.iter_modules(killercall.__path__, "killercall.")]
 
 
