@@ -7,11 +7,12 @@ BESIDE ?= -n 3 --dist loadgroup
 STRESS_SECONDS ?= 30
 STRESS_CALLS ?= 1000
 FUZZ_SECONDS ?= 20
+PYTHON_SOURCES := python tests benchmarks examples docs/reference_extension.py
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
-.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench compare build-dev wheel format lint typecheck clean
+.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
 
-all: test lint typecheck stress
+all: test lint typecheck docs stress
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -99,8 +100,8 @@ compare: | $(BIN)/python
 format: $(VENV)/.tools
 	cargo fmt
 	cargo fmt --manifest-path fuzz/Cargo.toml
-	$(BIN)/ruff format python tests benchmarks examples
-	$(BIN)/ruff check --fix python tests benchmarks examples
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
 
 lint: $(VENV)/.tools
 	cargo fmt --check
@@ -108,8 +109,8 @@ lint: $(VENV)/.tools
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets --features fault-injection -- -D warnings
 	cargo clippy --quiet --no-default-features --features fuzzing -- -D warnings
-	$(BIN)/ruff format --check python tests benchmarks examples
-	$(BIN)/ruff check python tests benchmarks examples
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/ruff check $(PYTHON_SOURCES)
 	@# pyo3 belongs to src/python; unsafe, libc and nix belong to src/sys. Python's buffers are both.
 	@! grep -rnE '\bpyo3\b' src --include='*.rs' --exclude-dir=python --exclude=lib.rs
 	@! grep -rnE '\bunsafe\b|\blibc\b|\bnix::' src --include='*.rs' --exclude-dir=sys --exclude=lib.rs --exclude=buffers.rs
@@ -119,6 +120,14 @@ typecheck: $(VENV)/.wheel
 	$(BIN)/basedpyright
 	$(BIN)/python -m mypy.stubtest killercall --mypy-config-file pyproject.toml --ignore-missing-stub \
 		--allowlist tests/typing/stubtest.txt
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+# The site, in build/site. It is made from the sources alone, so the package need not be installed.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist target

@@ -16,8 +16,11 @@ import tempfile
 from pathlib import Path
 
 LOWEST = (3, 11)
-# About processes, memory, pictures and the system: one interpreter tells as much of that as another.
-ALIKE = ("big_data", "crashes", "hostile_matrix", "limits", "memory", "orphans", "timeline")
+# About processes, memory, pictures, pages and the system: one interpreter tells as much of that as another.
+ALIKE = (
+    "big_data", "crashes", "docs", "hostile_matrix", "limits", "memory", "orphans", "site", "timeline",
+    "typing",
+)  # fmt: skip
 
 
 def interpreters() -> dict[tuple[int, int], str]:

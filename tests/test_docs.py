@@ -1,4 +1,8 @@
-"""Every example in docstrings, README and docs runs, and prints what it says."""
+"""
+Every example in docstrings, README and docs runs, and prints what it says.
+
+A block that begins with `py` instead of `python` is not run, and the page says why.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ from killercall._options import CHECKS, Options
 from processes import run_script
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"```python(?: title=\S+)?\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 MODULES = [module.name for module in pkgutil.iter_modules(killercall.__path__, "killercall.")]
 
 
@@ -64,7 +68,7 @@ def test_each_option_has_an_example(name: str) -> None:
 def blocks() -> list[object]:
     """Each Python block of each page, with what it is said to print."""
     return [
-        pytest.param(code, said, id=f"{page.name}-{number}")
+        pytest.param(code, said, id=f"{page.relative_to(ROOT)}-{number}")
         for page in PAGES
         for number, (code, said) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
     ]

@@ -162,7 +162,7 @@ class KillerFunction(_Generic[P, R]):
         Raises:
             RuntimeError: the interpreter is shutting down.
 
-            All else that a call may raise, the future raises.
+        All else that a call may raise, the future raises.
 
         Example:
             >>> from killercall import killer_call

@@ -290,7 +290,7 @@ def killer_imap(
         TypeError: a wrong type of argument, or an unknown option.
         ValueError: a wrong value, such as `cpus=0`.
 
-        Iterating raises what `killer_pmap` raises, at once, whatever the order of the items.
+    Iterating raises what `killer_pmap` raises, at once, whatever the order of the items.
 
     Example:
         >>> import itertools

@@ -241,7 +241,7 @@ def killer_pmap(
         SerializationError: the function, an item or a result could not be pickled.
         WorkerStartError: no worker could be started.
 
-        Exceptions of ours carry `.item` and `.index`.
+    Exceptions of ours carry `.item` and `.index`.
 
     Example:
         >>> import time

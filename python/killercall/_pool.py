@@ -363,7 +363,7 @@ class _Submits:
             RuntimeError: the pool was shut down, or the interpreter is shutting down.
             BrokenExecutor: the initializer has failed.
 
-            All else that a call may raise, the future raises; see `killer_call`.
+        All else that a call may raise, the future raises; see `killer_call`.
 
         Example:
             >>> from killercall import KillerPool
@@ -408,7 +408,7 @@ class _Submits:
         Raises:
             TypeError: the key is not hashable.
 
-            What `submit` raises.
+        And it raises what `submit` raises.
 
         Example:
             >>> import time
@@ -481,8 +481,8 @@ class _Submits:
             TypeError: a wrong type of argument.
             ValueError: `chunksize` or `buffersize` is less than 1.
 
-            What `submit` raises. The iterator raises what `result` of a future does, and the
-            builtin `TimeoutError` when `timeout` has passed.
+        And it raises what `submit` raises. The iterator raises what `result` of a future does, and
+        the builtin `TimeoutError` when `timeout` has passed.
 
         Example:
             >>> from killercall import KillerPool
