@@ -12,7 +12,10 @@ force are replaced when the answer is there in time and kept when it is not.
 
 There is no `if __name__ == "__main__"` guard: workers never import this script.
 
-    python examples/garch_sp500.py [picture.png]
+At the end it draws the volatilities, and a timeline of the map: when which worker ran what,
+and which fits were killed.
+
+    python examples/garch_sp500.py [picture.png [timeline.png]]
 """
 
 import itertools
@@ -150,8 +153,15 @@ class Run(NamedTuple):
     """
 
     jobs: Sequence[Job]
-    answers: Sequence[Fit | BaseException]
+    outcomes: killercall.Outcomes
     wall: float
+
+    @property
+    def answers(self) -> list[Fit | BaseException]:
+        """
+        What came back of each job: its fit, or why there is none.
+        """
+        return [one.value if one.error is None else one.error for one in self.outcomes]
 
     def count(self, verdict: str) -> int:
         """
@@ -272,8 +282,8 @@ def run(jobs: Sequence[Job], deadline: float | None) -> Run:
     Fit all jobs in parallel, each under the deadline, and time the whole.
     """
     started = time.perf_counter()
-    answers = killer_pmap(fit, jobs, timeout=deadline, on_timeout="return", on_error="return")
-    return Run(jobs, answers, time.perf_counter() - started)
+    outcomes = killer_pmap(fit, jobs, timeout=deadline, outcomes=True)
+    return Run(jobs, outcomes, time.perf_counter() - started)
 
 
 def calibrate(jobs: Sequence[Job], rng: random.Random) -> float:
@@ -529,11 +539,28 @@ def draw(returns: pd.Series, whole: Run, deadline: float, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_timeline(whole: Run, deadline: float, path: Path) -> None:
+    """
+    Write the picture of the map: a row for each worker, a bar for each fit.
+    """
+    figure, axes = plt.subplots(figsize=(8, 2.6), layout="constrained")
+    whole.outcomes.plot(axes)
+    figure.suptitle(
+        f"{len(whole.jobs)} fits, {whole.count('killed')} of them killed after {deadline:.2f} s",
+        fontsize="medium",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
 # Here the script begins: top-level code, as in a notebook.
 
 output = Path(__file__).parent / "output" / "garch_sp500.png"
+timeline = Path(__file__).parent.parent / "docs" / "images" / "timeline-garch.png"
 if len(sys.argv) > 1:
     output = Path(sys.argv[1])
+if len(sys.argv) > 2:  # ruff: ignore[magic-value-comparison] - script, picture, timeline
+    timeline = Path(sys.argv[2])
 
 # A worker that replaces a killed one must not import arch on the next fit's clock.
 killercall.preload("arch.univariate")
@@ -572,4 +599,5 @@ stacks = (error.stack for error in whole.timeouts())
 print(tally("\nwhere the killed fits were stuck:", map(innermost_frame, stacks)))
 print(f"\n{tick_report(*walk_ticks(values, deadline))}")
 draw(series, whole, deadline, output)
-print(f"\npicture: {output}")
+draw_timeline(whole, deadline, timeline)
+print(f"\npicture: {output}\ntimeline: {timeline}")

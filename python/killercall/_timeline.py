@@ -174,7 +174,7 @@ def _draw_rows(ax: Axes, rows: Sequence[_Row], whole: float) -> tuple[list[str],
                 slivers[status].append(rectangle)
         together.update(record.status for record in short)
     for status, style in _STYLES.items():
-        _add(ax, bars[status], style, hatch=style.hatch, line=0.5)
+        _add(ax, bars[status], style, hatch=style.hatch, line=0.5 if style.hatch else 0.3)
         _add(ax, slivers[status], style, hatch="", line=0.0)
     middles = [number for number, _ in deadlines]
     ax.vlines(
