@@ -8,9 +8,12 @@ STRESS_SECONDS ?= 30
 STRESS_CALLS ?= 1000
 FUZZ_SECONDS ?= 20
 PYTHON_SOURCES := python tests benchmarks examples docs/reference_extension.py
+# The wheel asks for no glibc younger than that of 2012, so it runs wherever CPython does: zig's linker
+# has the symbols of all of them. `make wheel WHEEL_FLAGS=` links with what this machine has.
+WHEEL_FLAGS ?= $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
 RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 
-.PHONY: all demo test test-rust test-python test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
+.PHONY: all demo test test-rust test-python test-package test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
 
 all: test lint typecheck docs stress
 
@@ -20,13 +23,14 @@ $(BIN)/python:
 
 # The tools, from the dependency groups of pyproject.toml.
 $(VENV)/.tools: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "maturin>=1.9.4,<2" --group test --group lint
+	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	@touch $@
 
 # The wheel, built once and installed as a user would get it.
 $(VENV)/.wheel: $(RUST_SOURCES) $(wildcard python/killercall/*) | $(VENV)/.tools
 	rm -rf dist
-	$(BIN)/maturin build --release --quiet --out dist --interpreter $(BIN)/python
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/maturin build --release --quiet $(WHEEL_FLAGS) --out dist --interpreter $(BIN)/python
+	$(BIN)/maturin sdist --out dist
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	$(BIN)/python -m pip install --quiet "cloudpickle>=3.1" "tqdm>=4.66"
 	@touch $@
@@ -40,13 +44,17 @@ wheel: $(VENV)/.wheel
 demo: $(VENV)/.demo
 	$(BIN)/python examples/garch_sp500.py
 
-test: test-rust test-python test-wheel
+test: test-rust test-python test-package test-wheel
 
 test-rust: | $(BIN)/python
 	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
 
 test-python: $(VENV)/.wheel
 	$(BIN)/python -m pytest tests --ignore tests/stress $(BESIDE)
+
+# The same wheel where nothing else is, and one that is built from the source distribution.
+test-package: $(VENV)/.wheel
+	$(BIN)/python tests/packages.py dist/*.whl dist/*.tar.gz
 
 # The same wheel on every other CPython from 3.11 up that the machine has, where that may matter.
 test-wheel: $(VENV)/.wheel

@@ -13,21 +13,30 @@
 //! only room that names nix or libc, and the only unsafe code but for Python's buffers).
 
 #[cfg(not(unix))]
-compile_error!("killercall supports Linux and macOS; it needs fork, process groups and unix sockets");
+compile_error!(
+    "killercall supports Linux and macOS, not Windows: it needs fork, process groups and unix sockets"
+);
 
+// On other systems that is the one error, and not the first of hundreds.
+#[cfg(unix)]
 pub mod error;
+#[cfg(unix)]
 pub mod forkserver;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(unix, any(test, feature = "fuzzing")))]
 pub mod fuzzing;
-#[cfg(feature = "python")]
+#[cfg(all(unix, feature = "python"))]
 mod python;
+#[cfg(unix)]
 pub mod supervisor;
+#[cfg(unix)]
 pub mod sys;
+#[cfg(unix)]
 pub mod time;
+#[cfg(unix)]
 pub mod transport;
 
 /// The compiled part of killercall; see `_core.pyi`.
-#[cfg(feature = "python")]
+#[cfg(all(unix, feature = "python"))]
 #[pyo3::pymodule]
 mod _core {
     use pyo3::prelude::*;
