@@ -13,7 +13,7 @@ import sys
 import types
 from _thread import allocate_lock
 
-from killercall import _captures, _context, _core, _forkserver, _payload, _stack
+from killercall import _captures, _context, _core, _forkserver, _outlets, _payload, _stack
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
@@ -558,7 +558,10 @@ class Plan:
         self._function = function
         self._options = options
         forks = options.start_method == "fork"
-        surroundings = _context.current()
+        if not (forks or _shared.roster.has_server()):
+            _outlets.note_descriptors()
+        self._outlets = outlets = _outlets.current(options, forks=forks)
+        surroundings = _context.current(outlets.told)
         self._launch = launch = None if forks else _shared.launch(surroundings.version)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
         captures = None
@@ -589,10 +592,12 @@ class Plan:
             serializer = options.serializer
             self.caller = _core.Caller(
                 self._plan,
-                captures,
+                [captures, outlets.watch],
                 surroundings.seen,
                 functools.partial(_dump_call, options),
                 _payload.takes_plain(serializer),
+                _outlets.listen,
+                outlets.flush,
             )
 
     def is_current(self) -> bool:
@@ -604,11 +609,14 @@ class Plan:
             and not sys.is_finalizing()
             and self._surroundings.is_current()
             and self._captures.is_current()
+            and self._outlets.watch.is_current()
         )
 
     def job(self, workers: int = 1, budget: float | None = None, *, bulk: bool = False) -> HostJob:
         """A job without calls. What a `bulk` of calls answers is wanted together."""
-        return HostJob(self._function, self._options, _core.Job(self._plan, workers, budget, bulk))
+        _outlets.flush_all(self._outlets)
+        job = _core.Job(self._plan, workers, budget, bulk, _outlets.listener())
+        return HostJob(self._function, self._options, job)
 
     def import_ahead(self) -> None:
         """

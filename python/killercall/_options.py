@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 START_METHODS = ("forkserver", "spawn", "fork")
 
 # What the contract names and this version does not have yet. Never silently ignored.
-_NOT_YET = frozenset(
-    {
-        "engine",
-        "forward_logging",
-        "forward_output",
-    }
-)
+_NOT_YET = frozenset({"engine"})
 
 # More than any machine has; what it takes to keep arithmetic with sizes from overflowing.
 _MOST_MEMORY = 2**56
@@ -63,6 +57,9 @@ class Options:
     on_error: str = "raise"
     budget: float | None = None
     max_memory: int | None = None
+    # None is "auto".
+    forward_output: bool | None = None
+    forward_logging: bool = True
     cpus: int | None = None
     outcomes: bool = False
     progress: bool | str | Callable[..., object] | None = None
@@ -86,8 +83,9 @@ class Options:
 
 
 CALL_OPTIONS = frozenset({
-    "default", "cwd", "env", "grace", "initargs", "initializer", "max_memory", "on_timeout",
-    "preload", "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
+    "default", "cwd", "env", "forward_logging", "forward_output", "grace", "initargs",
+    "initializer", "max_memory", "on_timeout", "preload", "retries", "retry_on", "reuse",
+    "serializer", "start_method", "timeout",
 })  # fmt: skip
 FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 # An instance stays in its worker, and a method that has failed halfway is not called again unasked.
@@ -346,6 +344,15 @@ def _check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def _check_forward_output(name: str, value: Any) -> bool | None:
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return None
+    if not isinstance(value, bool):
+        message = f"{name} must be True, False or 'auto', not {short_repr(value)}"
+        raise (ValueError if isinstance(value, str) else TypeError)(message)
+    return value
+
+
 def _check_seed(name: str, value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -374,6 +381,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cwd": _check_cwd,
     "default": _check_default,
     "env": _check_env,
+    "forward_logging": _check_flag,
+    "forward_output": _check_forward_output,
     "grace": _check_grace,
     "initargs": _check_initargs,
     "initializer": _check_initializer,

@@ -92,6 +92,8 @@ pub struct Partial {
 pub enum Wait {
     /// Something ended.
     Done,
+    /// A worker has said something beside its work.
+    Said,
     /// The slice of time is over.
     Slice,
     /// A signal handler ran.
@@ -149,6 +151,8 @@ pub struct Driver {
     /// The values of tasks that have ended with nothing else to be said of them.
     values: Values,
     start_error: Option<StartError>,
+    /// What workers have said beside their work, in their order; to be taken after each wait.
+    asides: Vec<Reply>,
     /// Whether a worker was lost for which there is no other yet.
     lost: bool,
     /// What has happened and was not told to the job yet. One queue: while the job's wishes are
@@ -180,6 +184,7 @@ impl Driver {
             done: Vec::new(),
             values: Values::default(),
             start_error: None,
+            asides: Vec::new(),
             lost: false,
             events: VecDeque::new(),
             actions: Vec::new(),
@@ -249,6 +254,16 @@ impl Driver {
         self.start_error.as_ref()
     }
 
+    /// Takes what workers have said beside their work.
+    pub fn take_asides(&mut self) -> Vec<Reply> {
+        std::mem::take(&mut self.asides)
+    }
+
+    /// Whether they have said something that nobody has taken.
+    pub fn has_asides(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
     /// Takes what has ended since the last time.
     pub fn take_done(&mut self) -> std::vec::Drain<'_, Outcome> {
         self.done.drain(..)
@@ -269,13 +284,16 @@ impl Driver {
         !self.done.is_empty() || !self.values.items.is_empty()
     }
 
-    /// Waits until something has ended, a signal handler ran, or `slice` has passed.
+    /// Waits until something has ended or was said, a signal handler ran, or `slice` has passed.
     pub fn wait(&mut self, slice: Duration) -> Result<Wait, Error> {
         let end = sys::now() + slice;
         loop {
             self.pump();
             if self.has_done() || self.unfinished() == 0 {
                 return Ok(Wait::Done);
+            }
+            if self.has_asides() {
+                return Ok(Wait::Said);
             }
             if sys::now() >= end {
                 return Ok(Wait::Slice);
@@ -530,6 +548,10 @@ impl Driver {
     fn read_answer(&mut self, at: usize, answer: Result<Reply, Corrupt>) -> Option<Event> {
         match answer {
             Ok(reply) if reply.kind.is_publication() => self.read_publication(at, reply),
+            Ok(reply) if reply.kind.is_aside() => {
+                self.asides.push(reply);
+                None
+            }
             Ok(reply) => Some(self.read_reply(at, reply)),
             Err(corrupt) => Some(self.corrupted(at, corrupt.0)),
         }
@@ -577,9 +599,12 @@ impl Driver {
             ReplyKind::Returned | ReplyKind::ReturnedPlain => Verdict::Returned,
             ReplyKind::Raised => Verdict::Raised { retryable: false },
             ReplyKind::RaisedRetryable => Verdict::Raised { retryable: true },
-            ReplyKind::Published | ReplyKind::PublishedPlain | ReplyKind::Appended => {
-                unreachable!("it is no answer")
-            }
+            ReplyKind::Published
+            | ReplyKind::PublishedPlain
+            | ReplyKind::Appended
+            | ReplyKind::Printed
+            | ReplyKind::PrintedError
+            | ReplyKind::Logged => unreachable!("it is no answer"),
         };
         match hand.answered() {
             Some(task) if task.0 == reply.task => {
@@ -681,7 +706,8 @@ impl Driver {
 
     fn start(&mut self, id: WorkerId) {
         match self.fleet.worker(self.limit) {
-            Ok(worker) => {
+            Ok(mut worker) => {
+                self.asides.append(&mut worker.asides);
                 if worker.ready {
                     self.events.push_back(Event::Ready { worker: id, served: worker.served });
                 }
@@ -804,7 +830,7 @@ impl Driver {
     }
 }
 
-/// Waits until something has ended in any of these jobs, `bell` can be read, or `slice` has passed.
+/// Waits until something has ended or was said in any of these jobs, `bell` can be read, or `slice` has passed.
 pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Duration) -> Result<(), Error> {
     let end = sys::now() + slice;
     loop {
@@ -812,7 +838,7 @@ pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Durati
             driver.pump();
         }
         let now = sys::now();
-        if drivers.iter().any(|driver| driver.has_done()) || now >= end {
+        if drivers.iter().any(|driver| driver.has_done() || driver.has_asides()) || now >= end {
             return Ok(());
         }
         let until = drivers.iter_mut().map(|driver| driver.lie_down(end).unwrap_or(now)).chain([end]).min();

@@ -301,6 +301,11 @@ impl WorkerChannel {
         claim::low(self.claimed).wrapping_sub(1)
     }
 
+    /// Has the host look at what it was sent, which it may not know of if that was no answer.
+    pub fn announce(&mut self) -> io::Result<()> {
+        if self.untold > 0 { self.wake_host(true) } else { Ok(()) }
+    }
+
     /// Ends the socket with the next response, as this process ends as soon as that is sent. Until the
     /// kernel would do that it takes down all memory, and the host waits to see that no code runs any more.
     /// So if there are other threads, that is left to the kernel.
@@ -339,7 +344,7 @@ impl WorkerChannel {
     }
 
     fn send_file(&mut self, header: ResponseHeader, file: BorrowedFd<'_>) -> io::Result<bool> {
-        let most = if header.kind.is_publication() { PUBLISHED_FILES_MAX } else { FILES_MAX };
+        let most = if header.kind.is_answer() { FILES_MAX } else { PUBLISHED_FILES_MAX };
         while !self.file_may_go(most) {
             if !self.wait_for_room()? {
                 return Ok(false);
@@ -367,7 +372,7 @@ impl WorkerChannel {
             self.write(RESPONSES + at + header_len, inline, Step::WorkerBodyHalf);
         }
         reach(Step::WorkerAnswerWritten);
-        if !header.kind.is_publication() {
+        if header.kind.is_answer() {
             running::answered(Moment::from_nanos(header.finished_at));
         }
         self.written = self.written.wrapping_add(size);
@@ -382,9 +387,9 @@ impl WorkerChannel {
             return Ok(true);
         }
         self.untold += 1;
-        if header.kind.is_publication() {
-            // It waits for the answer, or for the deadline, and reads all of this then. A large one is not
-            // kept waiting, as it takes memory.
+        if !header.kind.is_answer() {
+            // It waits for the answer, or for the deadline, and reads all of this then, unless it is told of
+            // it: see `announce`. A large one is not kept waiting, as it takes memory.
             if header.file != 0 || self.untold >= UNTOLD_MAX || self.unread() > UNTOLD_BYTES_MAX {
                 self.wake_host(true)?;
             }
