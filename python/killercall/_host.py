@@ -13,7 +13,16 @@ import sys
 import types
 from _thread import allocate_lock
 
-from killercall import _captures, _context, _core, _forkserver, _outlets, _payload, _stack
+from killercall import (
+    _captures,
+    _context,
+    _core,
+    _forkserver,
+    _outlets,
+    _payload,
+    _reloads,
+    _stack,
+)
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
@@ -44,6 +53,10 @@ START_LIMIT = 60.0
 _SLOW = "in time"
 
 
+# The first part of the kind of workers that hold an instance each.
+_ACTOR = "actor"
+
+
 class _Shared:
     """What all calls of this process share. A forked child of the host starts with a new one."""
 
@@ -69,6 +82,13 @@ class _Shared:
         key = self._keys.pop(owner.kind, None)
         if key is not None:
             self.roster.discard(key)
+
+    def retire_workers(self) -> None:
+        """No call is to be made by a worker that is there; but what lives in one stays."""
+        for kind in list(self._keys):
+            key = None if kind[0] == _ACTOR else self._keys.pop(kind, None)
+            if key is not None:
+                self.roster.discard(key)
 
     def import_ahead(self, modules: tuple[str, ...], launch: _core.Launch) -> None:
         """Has the forkserver import these; one that was started anew is told of the others too."""
@@ -117,7 +137,7 @@ class Owner:
 
     def __init__(self, *, stays: bool = False) -> None:
         self.number = next(self._numbers)
-        self.kind = ("owner", self.number)
+        self.kind = (_ACTOR if stays else "pool", self.number)
         self.stays = stays
         self._initializer: bytes | None = None
 
@@ -564,6 +584,10 @@ class Plan:
         surroundings = _context.current(outlets.told)
         self._launch = launch = None if forks else _shared.launch(surroundings.version)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
+        self._reloads = _reloads.watch()
+        if _reloads.look():
+            _shared.retire_workers()
+            self._reloads = _reloads.watch()
         captures = None
         if not forks:
             captures = _captures.captures_of(function)
@@ -592,7 +616,7 @@ class Plan:
             serializer = options.serializer
             self.caller = _core.Caller(
                 self._plan,
-                [captures, outlets.watch],
+                [captures, outlets.watch, self._reloads],
                 surroundings.seen,
                 functools.partial(_dump_call, options),
                 _payload.takes_plain(serializer),
@@ -610,6 +634,7 @@ class Plan:
             and self._surroundings.is_current()
             and self._captures.is_current()
             and self._outlets.watch.is_current()
+            and self._reloads.is_current()
         )
 
     def job(self, workers: int = 1, budget: float | None = None, *, bulk: bool = False) -> HostJob:
@@ -674,6 +699,7 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
         "cwd": options.cwd,
         "max_memory": options.max_memory,
         "stays": owner is not None and owner.stays,
+        "reloaded": tuple(_reloads.names),
     }
     env = tuple(sorted(options.env.items())) if options.env is not None else None
     kind = (

@@ -315,6 +315,10 @@ class _Worker:
             sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] - as long as the process
         else:
             _payload.become_worker(None)
+            if setup["reloaded"]:
+                from killercall import _reloads
+
+                _reloads.forget_modules(setup["reloaded"])
             sys.modules["__main__"] = _new_main()
             _context.apply(setup["context"], **self._follow)
         if setup["env"] is not None:
