@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import io
+import itertools
 import os
 import random
 import signal
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import killercall
 from killercall import (
     KillerPool,
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
@@ -63,17 +63,17 @@ def say_and_return(x: Any) -> Any:
 # Where it goes.
 
 
-@pytest.mark.parametrize("method", START_METHODS)
-def test_redirected_streams(method: str) -> None:
+def test_redirected_streams() -> None:
     """A call and a map print where the host does, in order with what the host prints itself."""
-    with captured() as stream:
-        print("before")
-        assert 1 == killer_call(say_and_return, start_method=method)(1)
-        print("between")
-        assert [2] == killer_pmap(say_and_return, [2], start_method=method)
+    for method in START_METHODS:
+        with captured() as stream:
+            print("before")
+            assert 1 == killer_call(say_and_return, start_method=method)(1)
+            print("between")
+            assert [2] == killer_pmap(say_and_return, [2], start_method=method)
 
-    expected = "before\nout 1\nerr 1\nbetween\nout 2\nerr 2\n"
-    assert expected == stream.getvalue()
+        expected = "before\nout 1\nerr 1\nbetween\nout 2\nerr 2\n"
+        assert expected == stream.getvalue(), method
 
 
 def test_capsys(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,12 +82,6 @@ def test_capsys(capsys: pytest.CaptureFixture[str]) -> None:
     for x in range(3):
         call(x)
         assert (f"out {x}\n", f"err {x}\n") == capsys.readouterr()
-
-
-def test_capfd(capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever the forkserver has inherited."""
-    killer_call(say)("x")
-    assert ("x\n", "") == capfd.readouterr()
 
 
 def test_stream_that_is_replaced_between_calls() -> None:
@@ -100,71 +94,56 @@ def test_stream_that_is_replaced_between_calls() -> None:
 
 
 SCRIPT = """
-import sys
+import subprocess, sys
 from killercall import killer_call, killer_pmap
 def f(x):
     print("worker", x)
-print("host 0")
-killer_call(f, start_method={method!r})(0)
-call = killer_call(f, start_method={method!r})
-for x in range(1, 4):
-    # No newline: it waits in the buffer, whatever the buffering.
-    print("host", x, end=" ")
-    call(x)
-killer_pmap(f, [4], start_method={method!r})
-print("end", end="")
+def g(x):
+    print("worker", end=" ", flush=True)
+    subprocess.run(["echo", str(x)])
+for options in {options}:
+    print("host 0")
+    killer_call(f, **options)(0)
+    call = killer_call({function}, **options)
+    for x in range(1, 4):
+        # No newline: it waits in the buffer, whatever the buffering.
+        print("host", x, end=" ")
+        call(x)
+    killer_pmap(f, [4], **options)
+    print("end", end=" ")
 """
-SAID = "host 0\nworker 0\nhost 1 worker 1\nhost 2 worker 2\nhost 3 worker 3\nworker 4\nend"
+METHODS = [{"start_method": method} for method in START_METHODS]
+SAID = "host 0\nworker 0\nhost 1 worker 1\nhost 2 worker 2\nhost 3 worker 3\nworker 4\nend "
 
 
-@pytest.mark.parametrize("method", START_METHODS)
-def test_script_into_a_pipe(method: str) -> None:
+def test_script_into_a_pipe() -> None:
     """What the host has in its buffer comes first, and once."""
-    done = run_script(SCRIPT.format(method=method))
+    done = run_script(SCRIPT.format(options=[*METHODS, {"forward_output": True}], function="f"))
 
-    assert (SAID, "") == (done.stdout, done.stderr)
+    assert (SAID * 4, "") == (done.stdout, done.stderr)
 
 
 def test_script_into_a_file(tmp_path: Path) -> None:
     """The same; what a child of the function writes is in its place, too."""
-    script = SCRIPT.replace(
-        '    print("worker", x)',
-        "    print('worker', end=' '); sys.stdout.flush()"
-        "\n    import subprocess; subprocess.run(['echo', str(x)])",
-    )
+    script = SCRIPT.format(options=METHODS[:1], function="g")
     with open(tmp_path / "out", "w", encoding="utf-8") as out:
-        subprocess.run(
-            [sys.executable, "-c", script.format(method="forkserver")], stdout=out, check=True
-        )
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True)
 
     assert SAID == (tmp_path / "out").read_text(encoding="utf-8")
 
 
-def test_script_that_forwards_always() -> None:
-    """Then nothing is written past the host's own buffer, which it may have replaced."""
-    script = SCRIPT.replace("start_method={method!r}", "forward_output=True")
-    assert SAID == run_script(script).stdout
-
-
 def test_not_forwarded(capfd: pytest.CaptureFixture[str]) -> None:
-    """With False it goes to the descriptors that the workers have inherited."""
-    with captured() as stream:
-        killer_call(say_and_return, forward_output=False)(1)
+    """With False it goes to the descriptors; functions with other options share the workers."""
+    killer_call(say)("captured")
+    assert ("captured\n", "") == capfd.readouterr()
+    call = killer_call(lambda: say_and_return(os.getpid()))
+    with captured() as stream, KillerPool(1) as pool:
+        pids = [call(), call.options(forward_output=False)(), call()]
+        assert f"out {pids[0]}\nerr {pids[0]}\n" * 2 == stream.getvalue()
+        assert [pids[0]] * 3 == pids
+        pool.options(forward_output=False).submit(say, "pool").result()
 
-    assert ("", ("out 1\n", "err 1\n")) == (stream.getvalue(), capfd.readouterr())
-
-
-def test_functions_with_different_options_share_workers(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each call prints as its own function says."""
-    call = killer_call(lambda: print(os.getpid()))
-    other = call.options(forward_output=False)
-    with captured() as stream:
-        for _ in range(2):
-            call()
-            other()
-
-    pids = stream.getvalue().split()
-    assert (pids, 1) == (capfd.readouterr().out.split(), len(set(pids)))
+    assert (f"out {pids[0]}\npool\n", f"err {pids[0]}\n") == capfd.readouterr()
 
 
 def test_no_stream() -> None:
@@ -224,16 +203,6 @@ def test_everything_else_that_runs_functions(tmp_path: Path) -> None:
     }  # fmt: skip
     assert expected == set(stream.getvalue().splitlines())
 
-
-def test_command(capfd: pytest.CaptureFixture[str]) -> None:
-    """What is not captured goes to the descriptors, as with `subprocess`."""
-    killer_exec(["echo", "said"], timeout=PATIENCE)
-    assert "said\n" == capfd.readouterr().out
-
-
-def test_initializer_that_fails() -> None:
-    """What it has printed is seen."""
-
     def fail() -> None:
         print("before")
         raise LookupError
@@ -241,6 +210,12 @@ def test_initializer_that_fails() -> None:
     with captured() as stream, pytest.raises(WorkerStartError):
         killer_call(say, initializer=fail)()
     assert "before\n" == stream.getvalue()
+
+
+def test_command(capfd: pytest.CaptureFixture[str]) -> None:
+    """What is not captured goes to the descriptors, as with `subprocess`."""
+    killer_exec(["echo", "said"], timeout=PATIENCE)
+    assert "said\n" == capfd.readouterr().out
 
 
 def test_threads() -> None:
@@ -266,26 +241,20 @@ def test_threads() -> None:
 
 
 def test_map_of_many_items() -> None:
-    """No line is lost, and those of each worker are in its order."""
+    """No line is lost or cut, and those of each worker are in its order."""
 
     def item(x: int) -> int:
-        print(os.getpid(), x)
+        number = vars(sys).setdefault("_numbers", itertools.count())
+        print(os.getpid(), next(number), x)
         return x
 
     with captured() as stream:
         assert list(range(10_000)) == killer_pmap(item, range(10_000), cpus=2, timeout=60)
     said = [tuple(map(int, line.split())) for line in stream.getvalue().splitlines()]
-    assert list(range(10_000)) == sorted(x for _, x in said)
-    for pid in {pid for pid, _ in said}:
-        items = [x for other, x in said if other == pid]
-        assert sorted(items) == items
-
-
-def test_map_is_done_before_what_it_has_printed_is_there() -> None:
-    """No: when it returns, all is there, of whatever size."""
-    with captured() as stream:
-        killer_pmap(lambda x: print("x" * x), [10_000] * 50, cpus=2)
-    assert 50 * 10_001 == len(stream.getvalue())
+    assert list(range(10_000)) == sorted(x for _, _, x in said)
+    for pid in {pid for pid, _, _ in said}:
+        numbers = [number for other, number, _ in said if other == pid]
+        assert list(range(len(numbers))) == numbers
 
 
 def test_child_of_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
@@ -333,28 +302,26 @@ def say_and_wait(text: str, path: Path, *, flush: bool = False) -> bool:
     return path.exists()
 
 
-@pytest.mark.parametrize("text", ["a line\n", "  7%\r", "flushed"])
-@pytest.mark.parametrize("way", ["call", "warm", "map", "future", "fork"])
-def test_while_it_runs(text: str, way: str, tmp_path: Path) -> None:
-    """Lines and what is flushed are shown during the call."""
-    path = tmp_path / "seen"
-    stream: Any = Telling(text, path)
-    with contextlib.redirect_stdout(stream):
-        if way == "map":
-            runs = killer_pmap(
-                lambda x: say_and_wait(*x, flush=True), [(text, path)], timeout=PATIENCE
-            )
-            assert [True] == runs
-            return
-        method = "fork" if way == "fork" else "forkserver"
-        call = killer_call(say_and_wait, timeout=PATIENCE, start_method=method)
-        if way == "warm":
-            call("", tmp_path)
-        if way == "future":
-            assert call.submit(text, path, flush=True).result()
-        else:
-            assert call(text, path, flush=True)
-    assert text == stream.getvalue()
+def say_and_wait_for(item: tuple[str, Path]) -> bool:
+    """As an item of a map."""
+    return say_and_wait(*item)
+
+
+def test_while_it_runs(tmp_path: Path) -> None:
+    """Lines and what is flushed are shown during the call, whoever waits for it."""
+    call = killer_call(say_and_wait, timeout=PATIENCE)
+    for number, (text, run) in enumerate((
+        ("a line\n", call),
+        ("  7%\r", call),
+        ("flushed", lambda *args: call(*args, flush=True)),
+        ("future\n", lambda *args: call.submit(*args).result()),
+        ("map\n", lambda *args: killer_pmap(say_and_wait_for, [args], timeout=PATIENCE)[0]),
+        ("fork\n", call.options(start_method="fork")),
+    )):  # fmt: skip
+        path = tmp_path / str(number)
+        with contextlib.redirect_stdout(Telling(text, path)) as stream:
+            assert run(text, path), text
+        assert text == stream.getvalue()
 
 
 def test_before_the_exception() -> None:
@@ -372,11 +339,10 @@ def test_before_the_exception() -> None:
     assert "before\nafter\n" * 2 == stream.getvalue()
 
 
-@pytest.mark.parametrize("ending", ["timeout", "kill", "exit", "fork"])
-def test_of_a_worker_that_dies(ending: str) -> None:
+def test_of_a_worker_that_dies() -> None:
     """What it had said before is the most useful output of all."""
 
-    def run() -> None:
+    def run(ending: str) -> None:
         print("line")
         print("part", end="")
         if ending == "kill":
@@ -385,13 +351,13 @@ def test_of_a_worker_that_dies(ending: str) -> None:
             sys.exit("because")
         time.sleep(600)
 
-    method = "fork" if ending == "fork" else "forkserver"
-    call = killer_call(run, timeout=PATIENCE, start_method=method)
-    if ending in {"timeout", "fork"}:
-        call = call.options(timeout=0.3)
-    with captured() as stream, pytest.raises((TimeoutError, WorkerDied)):
-        call()
-    assert {"exit": "line\npartbecause\n"}.get(ending, "line\npart") == stream.getvalue()
+    call = killer_call(run, timeout=0.3)
+    for ending in ("timeout", "kill", "exit", "fork"):
+        here = call.options(start_method="fork") if ending == "fork" else call
+        here = here.options(timeout=PATIENCE) if ending in {"kill", "exit"} else here
+        with captured() as stream, pytest.raises((TimeoutError, WorkerDied)):
+            here(ending)
+        assert {"exit": "line\npartbecause\n"}.get(ending, "line\npart") == stream.getvalue()
 
 
 def test_flood() -> None:
@@ -511,14 +477,11 @@ def test_any_text() -> None:
     with captured() as stream:
         killer_call(say)("\U0001f40d\udc80\ud800 é" + "ü" * 20_000)
     assert "\U0001f40d\\udc80\\ud800 é" + "ü" * 20_000 + "\n" == stream.getvalue()
-
-
-def test_text_that_the_host_cannot_encode() -> None:
-    """It is escaped there."""
+    # Nor in the host.
     buffer = io.BytesIO()
-    with contextlib.redirect_stdout(io.TextIOWrapper(buffer, encoding="ascii")) as stream:
+    with contextlib.redirect_stdout(io.TextIOWrapper(buffer, encoding="ascii")) as ascii_stream:
         killer_call(say)("é")
-        stream.flush()
+        ascii_stream.flush()
     assert b"\\xe9\n" == buffer.getvalue()
 
 
@@ -655,13 +618,3 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     with captured() as stream:
         killer_call(say)("x")
     assert "x\n" == stream.getvalue()
-
-
-def test_no_memory_is_kept() -> None:
-    """A warm worker that has printed a lot serves on."""
-    call = killer_call(say, reuse=True)
-    with captured() as stream:
-        for _ in range(500):
-            call("x" * 100)
-    assert 500 * 101 == len(stream.getvalue())
-    assert killercall._host.idle_workers() >= 1

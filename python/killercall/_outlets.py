@@ -120,11 +120,11 @@ def flush_all(outlets: Outlets) -> None:
 
 def _logs(items: list[tuple[dict[Any, Any], Any]], lists: list[list[Any]]) -> Logs:
     """What loggers there are to say of levels and files; adds what tells that it is out of date."""
-    items.append((sys.modules, "logging"))
     logging = sys.modules.get("logging")
     root = getattr(logging, "root", None)
     if logging is None or root is None:
         # It is not imported, or not yet: then all is as it is from the start.
+        items.append((sys.modules, "logging"))
         return (), 0, ()
     cache, handlers = getattr(root, "_cache", None), getattr(logging, "_handlerList", None)
     if type(cache) is dict:

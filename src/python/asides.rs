@@ -50,6 +50,8 @@ pub struct Asides {
     backlog: Mutex<Backlog>,
     /// Whether there is something in it, at a glance.
     has_backlog: AtomicBool,
+    /// Whether the host keeps what was said last until the line is whole.
+    is_open: AtomicBool,
     /// In a forked child of this process it is another one.
     generation: u64,
 }
@@ -61,6 +63,7 @@ impl Asides {
             channel,
             backlog: Mutex::default(),
             has_backlog: AtomicBool::new(false),
+            is_open: AtomicBool::new(false),
             generation: sys::fork_generation(),
         }
     }
@@ -78,24 +81,33 @@ impl Asides {
             return Ok(());
         }
         for piece in pieces(kind, bytes) {
-            if !self.say_at_once(kind, piece)? {
-                let mut backlog = self.backlog();
-                backlog.push(kind, piece);
-                let is_much = backlog.bytes > BACKLOG_MAX;
-                self.has_backlog.store(true, Ordering::Relaxed);
-                drop(backlog);
-                if is_much {
-                    self.catch_up(py)?;
-                }
-            }
+            self.say_piece(py, kind, piece)?;
+        }
+        if let Some(last) = bytes.last() {
+            self.is_open.store(kind != ReplyKind::Logged && *last != b'\n', Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn say_piece(&self, py: Python<'_>, kind: ReplyKind, piece: &[u8]) -> PyResult<()> {
+        if self.say_at_once(kind, piece)? {
+            return Ok(());
+        }
+        let mut backlog = self.backlog();
+        backlog.push(kind, piece);
+        let is_much = backlog.bytes > BACKLOG_MAX;
+        self.has_backlog.store(true, Ordering::Relaxed);
+        drop(backlog);
+        if is_much { self.catch_up(py) } else { Ok(()) }
     }
 
     /// Has the host look at what was said, after the backlog. Waits for room if it has to.
     pub fn announce(&self, py: Python<'_>) -> PyResult<()> {
         if self.is_stray() {
             return Ok(());
+        }
+        if self.is_open.swap(false, Ordering::Relaxed) {
+            self.say_piece(py, ReplyKind::Printed, &[])?;
         }
         self.finish(py)?;
         if let Some(task) = running::task_or_setup() {
@@ -298,7 +310,7 @@ impl Printer {
 /// What the host has been told, for Python: which stream, 1 or 2, or 0 for a log record, and the bytes.
 pub fn to_python(py: Python<'_>, asides: Vec<Reply>) -> PyResult<Bound<'_, PyList>> {
     let said = PyList::empty(py);
-    for aside in asides {
+    for aside in asides.into_iter().filter(|aside| !aside.body.is_empty()) {
         let stream = match aside.kind {
             ReplyKind::Printed => 1,
             ReplyKind::PrintedError => 2,

@@ -782,6 +782,37 @@ mod tests {
 
     /// A sleeping host is not woken for a few small ones, and does not miss them.
     #[test]
+    fn what_is_said_beside_the_work_is_no_answer_and_of_any_task() {
+        let (mut host, mut worker) = pair();
+        let is_rung = |host: &HostChannel| sys::wait_readable(host.socket(), Duration::ZERO).unwrap();
+        assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
+        assert!(worker.try_receive().unwrap().is_some());
+        for (kind, size) in [
+            (ReplyKind::Printed, 0),
+            (ReplyKind::Printed, 5000),
+            (ReplyKind::PrintedError, INLINE_MAX),
+            (ReplyKind::Logged, 1),
+            (ReplyKind::Logged, 3 * INLINE_MAX),
+        ] {
+            assert!(host.prepare_sleep(Ring::AtOnce));
+            assert!(worker.send(kind, 99, &vec![3; size], sys::now()).unwrap());
+            assert_eq!(size > INLINE_MAX, is_rung(&host), "only what takes memory does not wait");
+            worker.announce().unwrap();
+            assert!(is_rung(&host));
+            host.wake().unwrap();
+            let reply = host.receive(7).unwrap().unwrap();
+            assert_eq!((kind, 99, vec![3; size]), (reply.kind, reply.task, bytes(&reply.body)));
+            host.acknowledge().unwrap();
+            assert_eq!(1, host.outstanding());
+            worker.announce().unwrap();
+            assert!(!is_rung(&host), "it has been told, and is awake");
+        }
+        assert!(worker.send(ReplyKind::Returned, 7, b"done", sys::now()).unwrap());
+        assert_eq!(ReplyKind::Returned, host.receive(7).unwrap().unwrap().kind);
+        assert_eq!(0, host.outstanding());
+    }
+
+    #[test]
     fn a_host_sleeps_on_while_little_is_published() {
         let (mut host, mut worker) = pair();
         assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
