@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from killercall import KillerPool, TimeoutError, killer_call, killer_pmap  # ruff: ignore[builtin-import-shadowing]
+from killercall import KillerPool, WorkerDied, killer_call, killer_pmap
 from processes import run_script
 
 if TYPE_CHECKING:
@@ -151,10 +152,10 @@ def test_while_it_runs_and_in_order_with_what_is_printed(
             thread.start()
         for thread in threads:
             thread.join()
-        threading.Event().wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(TimeoutError):
-        killer_call(run, timeout=1)()
+    with pytest.raises(WorkerDied):
+        killer_call(run)()
     expected = [f"{what} {x}" for x in range(3) for what in ("print", "log")] + ["log thread"] * 4
     assert expected == capsys.readouterr().out.splitlines()
 
@@ -301,6 +302,9 @@ SCRIPT = """
 import sys
 from killercall import killer_call
 def run():
+    import importlib.util
+    # Who only looks for it does not import it.
+    importlib.util.find_spec("logging")
     import logging
     logging.getLogger("app").info("unwanted")
     logging.getLogger("app").warning("wanted")

@@ -150,6 +150,10 @@ def test_no_stream() -> None:
     """Where the host has none, nothing is printed and nothing fails."""
     with contextlib.redirect_stdout(None):
         assert 1 == killer_call(say_and_return, forward_output=True)(1)
+    detached = io.TextIOWrapper(io.BytesIO())
+    detached.detach()
+    with contextlib.redirect_stdout(detached), pytest.warns(RuntimeWarning, match="detached"):
+        assert 2 == killer_call(say_and_return)(2)
 
 
 # Who prints.

@@ -102,8 +102,8 @@ class _Finder:
         """For the import system."""
         if name != "logging":
             return None
-        sys.meta_path.remove(self)
-        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in others)
         spec = next((found for found in specs if found is not None), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
@@ -111,7 +111,9 @@ class _Finder:
 
             def exec_and_attach(module: Any) -> None:
                 exec_module(module)
-                self._forwarding.attach(self.logs)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self._forwarding.attach(self.logs)
 
             loader.exec_module = exec_and_attach
         return spec

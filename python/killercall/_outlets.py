@@ -98,10 +98,10 @@ def _is_direct(stream: Any, fd: int) -> bool:
     """Whether all that is written to it comes to this descriptor, or nowhere."""
     if stream is None:
         return True
-    if type(stream) is not io.TextIOWrapper or type(stream.buffer) not in _FILES:
+    if type(stream) is not io.TextIOWrapper:
         return False
     try:
-        return stream.fileno() == fd
+        return type(stream.buffer) in _FILES and stream.fileno() == fd
     except (OSError, ValueError):
         # It is closed. Workers may have the descriptor all the same.
         return True
