@@ -43,9 +43,9 @@ mod _core {
 
     #[pymodule_export]
     use super::python::{
-        Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, PyLaunch, Roster, ServerCopy,
-        Surroundings, Waker, boot, decode_plain, ease_memory_limit, end_descendants, keep_at_most,
-        keep_nothing, keep_open, read_text, time_left, wait_any,
+        Arrived, Caller, Captures, Channel, Job, Memory, Outcome, Parcel, Plan, Printer, PyLaunch, Roster,
+        ServerCopy, Surroundings, Waker, boot, decode_plain, ease_memory_limit, end_descendants,
+        keep_at_most, keep_nothing, keep_open, read_text, time_left, wait_any,
     };
 
     #[pymodule_init]

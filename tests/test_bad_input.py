@@ -83,7 +83,10 @@ OPTIONS = [
     ({"max_memory": "2 gigs"}, ValueError, "max_memory must be a number with a unit.*'2 gigs'"),
     ({"max_memory": "2"}, ValueError, "max_memory must be a number with a unit.*'2'"),
     ({"max_memory": "0MB"}, ValueError, "max_memory must be greater than 0 bytes, .*'0MB'"),
-    ({"forward_output": True}, TypeError, "does not have the option 'forward_output' yet"),
+    ({"forward_output": 1}, TypeError, "forward_output must be True, False or 'auto', not 1"),
+    ({"forward_output": "yes"}, ValueError, "forward_output must be .* 'auto', not 'yes'"),
+    ({"forward_logging": "auto"}, TypeError, "forward_logging must be True or False, not 'auto'"),
+    ({"forward_logging": None}, TypeError, "forward_logging must be True or False, not None"),
     ({"time_out": 1}, TypeError, "no option 'time_out'; did you mean 'timeout'"),
     ({"nonsense": 1}, TypeError, "no option 'nonsense'; it has "),
 ]

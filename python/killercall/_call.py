@@ -502,7 +502,12 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
             such as "2GiB", for the worker and all that it starts), `retries` (default 0),
             `retry_on` (exception classes), `on_timeout` ("raise", "default", "return", or
             "partial": what it has `publish`ed, and if that is nothing, "raise"), `default`,
-            `cpus` (how many submitted calls run at a time; as in `killer_pmap`).
+            `cpus` (how many submitted calls run at a time; as in `killer_pmap`), `forward_output`
+            (True: what the function prints is written to the host's `sys.stdout` and `sys.stderr`
+            while it runs; False: to the descriptors that its worker has inherited; default "auto":
+            to these where they are what the host's streams write to), `forward_logging` (default
+            True: its log records go through the host's loggers and handlers; False: its worker has
+            a `logging` of its own).
 
     Returns:
         The decorated function, with its name, signature and docstring. `.submit(...)` returns a

@@ -70,6 +70,7 @@ class _Walk:
         if kind is types.FunctionType:
             return self._is_function_told(value)
         if kind is types.ModuleType:
+            self._watch_reload(value)
             return sys.modules.get(value.__name__) is value
         if kind is types.BuiltinFunctionType:
             return value.__self__ is None or type(value.__self__) is types.ModuleType
@@ -111,6 +112,7 @@ class _Walk:
 
     def _is_function_told(self, function: types.FunctionType) -> bool:
         if _payload.is_decorated(function) or _is_importable(function):
+            self._watch_reload(sys.modules.get(function.__module__))
             return True
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
             self.attributes.append((function, name))
@@ -134,6 +136,11 @@ class _Walk:
             if not self.is_told(contents):
                 return False
         return True
+
+    def _watch_reload(self, module: Any) -> None:
+        """A module that is reloaded stays the same object, but gets another specification."""
+        if type(module) is types.ModuleType and module.__name__ != "__main__":
+            self.items.append((vars(module), "__spec__"))
 
     def _is_dict_told(self, found: dict[Any, Any] | None) -> bool:
         if found is None:

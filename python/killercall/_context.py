@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pickle
     from typing import Any
+
+    from killercall._outlets import Told
 else:
     import _pickle as pickle
 
@@ -40,7 +42,7 @@ THREAD_VARIABLES = (
 
 
 class Current:
-    """The surroundings as they are, and a number that changes when they do."""
+    """The surroundings as they are, with what is told of outlets, and a number for all that."""
 
     def __init__(self, version: int, pickled: bytes, seen: _core.Surroundings) -> None:
         self.version = version
@@ -49,7 +51,10 @@ class Current:
 
 
 _versions = itertools.count(1)
-_current: Current | None = None
+# By what is told of outlets, which differs between functions and comes back: a notebook prints from
+# one cell and logs from the next.
+_current: dict[Told, Current] = {}
+_MOST_CURRENT = 16
 # Threads that call at the same moment must not see half of a new look.
 _lock = allocate_lock()
 
@@ -87,15 +92,17 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def current() -> Current:
+def current(told: Told = (False, False, None)) -> Current:
     """The surroundings, looked at anew."""
-    global _current  # ruff: ignore[global-statement] - one per process, like what it describes
     with _lock:
-        if _current is None or not _current.seen.is_current():
+        known = _current.get(told)
+        if known is None or not known.seen.is_current():
+            if known is not None or len(_current) >= _MOST_CURRENT:
+                _current.clear()
             seen = _core.Surroundings()
-            pickled = pickle.dumps(_described(seen))
-            _current = Current(next(_versions), pickled, seen)
-        return _current
+            pickled = pickle.dumps((*_described(seen), told))
+            known = _current[told] = Current(next(_versions), pickled, seen)
+        return known
 
 
 def _described(seen: _core.Surroundings) -> tuple[Any, ...]:
@@ -118,9 +125,15 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)
 
 
+def told_in(pickled: bytes) -> Told:
+    """In a worker: what it is told of outlets."""
+    told: Told = pickle.loads(pickled)[-1]
+    return told
+
+
 def apply(pickled: bytes, *, cwd: bool, environment: bool) -> None:
     """In a worker: takes on the host's surroundings, except those that options replaced."""
-    new_cwd, new_environment, path, authkey = pickle.loads(pickled)
+    new_cwd, new_environment, path, authkey, _ = pickle.loads(pickled)
     sys.path[:] = path
     if authkey is not None:
         # Only if the host has imported it: the import takes longer than starting a worker.

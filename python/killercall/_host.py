@@ -13,7 +13,16 @@ import sys
 import types
 from _thread import allocate_lock
 
-from killercall import _captures, _context, _core, _forkserver, _payload, _stack
+from killercall import (
+    _captures,
+    _context,
+    _core,
+    _forkserver,
+    _outlets,
+    _payload,
+    _reloads,
+    _stack,
+)
 from killercall._exceptions import (
     DepthLimitExceeded,
     KillerError,
@@ -45,6 +54,10 @@ START_LIMIT = 60.0
 _SLOW = "in time"
 
 
+# The first part of the kind of workers that hold an instance each.
+_ACTOR = "actor"
+
+
 class _Shared:
     """What all calls of this process share. A forked child of the host starts with a new one."""
 
@@ -70,6 +83,13 @@ class _Shared:
         key = self._keys.pop(owner.kind, None)
         if key is not None:
             self.roster.discard(key)
+
+    def retire_workers(self) -> None:
+        """No call is to be made by a worker that is there; but what lives in one stays."""
+        for kind in list(self._keys):
+            key = None if kind[0] == _ACTOR else self._keys.pop(kind, None)
+            if key is not None:
+                self.roster.discard(key)
 
     def import_ahead(self, modules: tuple[str, ...], launch: _core.Launch) -> None:
         """Has the forkserver import these; one that was started anew is told of the others too."""
@@ -118,7 +138,7 @@ class Owner:
 
     def __init__(self, *, stays: bool = False) -> None:
         self.number = next(self._numbers)
-        self.kind = ("owner", self.number)
+        self.kind = (_ACTOR if stays else "pool", self.number)
         self.stays = stays
         self._initializer: bytes | None = None
 
@@ -570,9 +590,16 @@ class Plan:
         self._function = function
         self._options = options
         forks = options.start_method == "fork"
-        surroundings = _context.current()
+        if not (forks or _shared.roster.has_server()):
+            _outlets.note_descriptors()
+        self._outlets = outlets = _outlets.current(options, forks=forks)
+        surroundings = _context.current(outlets.told)
         self._launch = launch = None if forks else _shared.launch(surroundings.version)
         # Before the function is pickled, so that what changes meanwhile is seen the next time.
+        self._reloads = _reloads.watch()
+        if _reloads.look():
+            _shared.retire_workers()
+            self._reloads = _reloads.watch()
         captures = None
         if not forks:
             captures = _captures.captures_of(function)
@@ -601,10 +628,12 @@ class Plan:
             serializer = options.serializer
             self.caller = _core.Caller(
                 self._plan,
-                captures,
+                [captures, outlets.watch, self._reloads],
                 surroundings.seen,
                 functools.partial(_dump_call, options),
                 _payload.takes_plain(serializer),
+                _outlets.listen,
+                outlets.flush,
             )
 
     def is_current(self) -> bool:
@@ -616,11 +645,15 @@ class Plan:
             and not sys.is_finalizing()
             and self._surroundings.is_current()
             and self._captures.is_current()
+            and self._outlets.watch.is_current()
+            and self._reloads.is_current()
         )
 
     def job(self, workers: int = 1, budget: float | None = None, *, bulk: bool = False) -> HostJob:
         """A job without calls. What a `bulk` of calls answers is wanted together."""
-        return HostJob(self._function, self._options, _core.Job(self._plan, workers, budget, bulk))
+        _outlets.flush_all(self._outlets)
+        job = _core.Job(self._plan, workers, budget, bulk, _outlets.listener())
+        return HostJob(self._function, self._options, job)
 
     def import_ahead(self) -> None:
         """
@@ -678,6 +711,7 @@ def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, 
         "cwd": options.cwd,
         "max_memory": options.max_memory,
         "stays": owner is not None and owner.stays,
+        "reloaded": tuple(_reloads.names),
     }
     env = tuple(sorted(options.env.items())) if options.env is not None else None
     kind = (

@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 START_METHODS = ("forkserver", "spawn", "fork")
 
 # What the contract names and this version does not have yet. Never silently ignored.
-_NOT_YET = frozenset(
-    {
-        "engine",
-        "forward_logging",
-        "forward_output",
-    }
-)
+_NOT_YET = frozenset({"engine"})
 
 # More than any machine has; what it takes to keep arithmetic with sizes from overflowing.
 _MOST_MEMORY = 2**56
@@ -71,6 +65,11 @@ class Options:
             workers.
         env: the environment of the workers, str to str; None (default) follows the host's.
         cwd: the directory that they work in; None (default) follows the host's.
+        forward_output: whether what workers print goes the host's way: to its `sys.stdout` and
+            `sys.stderr`, such as a notebook's cell. None or "auto" (default): where these are not
+            what the workers inherit anyway; True: always; False: never.
+        forward_logging: whether log records of workers go through the host's loggers and handlers.
+            True by default.
         retries: how many more times a call that failed is begun, 0 by default.
         retry_on: an exception class or a tuple of them: the failures that are retried, all by
             default.
@@ -131,6 +130,12 @@ class Options:
         '3'
         >>> killer_call(os.getcwd, cwd="/")()
         '/'
+        >>> killer_call(print, forward_output=True)("from a worker")
+        from a worker
+        >>> def warn():
+        ...     import logging
+        ...     logging.error("not shown here")
+        >>> killer_call(warn, forward_logging=False)()
         >>> killer_call(int, retries=2, retry_on=OSError)("7")
         7
         >>> killer_call(time.sleep, timeout=0.2, on_timeout="default", default=-1)(30)
@@ -174,6 +179,9 @@ class Options:
     on_error: str = "raise"
     budget: float | None = None
     max_memory: int | None = None
+    # None is "auto".
+    forward_output: bool | None = None
+    forward_logging: bool = True
     cpus: int | None = None
     outcomes: bool = False
     progress: bool | str | Callable[..., object] | None = None
@@ -197,8 +205,9 @@ class Options:
 
 
 CALL_OPTIONS = frozenset({
-    "default", "cwd", "env", "grace", "initargs", "initializer", "max_memory", "on_timeout",
-    "preload", "retries", "retry_on", "reuse", "serializer", "start_method", "timeout",
+    "default", "cwd", "env", "forward_logging", "forward_output", "grace", "initargs",
+    "initializer", "max_memory", "on_timeout", "preload", "retries", "retry_on", "reuse",
+    "serializer", "start_method", "timeout",
 })  # fmt: skip
 FUNCTION_OPTIONS = CALL_OPTIONS | {"cpus"}
 # An instance stays in its worker, and a method that has failed halfway is not called again unasked.
@@ -457,6 +466,15 @@ def _check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def _check_forward_output(name: str, value: Any) -> bool | None:
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return None
+    if not isinstance(value, bool):
+        message = f"{name} must be True, False or 'auto', not {short_repr(value)}"
+        raise (ValueError if isinstance(value, str) else TypeError)(message)
+    return value
+
+
 def _check_seed(name: str, value: Any) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -485,6 +503,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cwd": _check_cwd,
     "default": _check_default,
     "env": _check_env,
+    "forward_logging": _check_flag,
+    "forward_output": _check_forward_output,
     "grace": _check_grace,
     "initargs": _check_initargs,
     "initializer": _check_initializer,

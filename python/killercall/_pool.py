@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 # What a call may have of its own, as it makes no other kind of worker.
 _VIEW_OPTIONS = frozenset({
-    "default", "grace", "on_timeout", "retries", "retry_on", "reuse", "timeout",
+    "default", "forward_logging", "forward_output", "grace", "on_timeout", "retries", "retry_on",
+    "reuse", "timeout",
 })  # fmt: skip
 
 # Functions of which a pool remembers what was found out about them. They are kept alive by that.
@@ -191,7 +192,7 @@ class _Crew:
         key = (
             id(function), options.timeout, options.grace, options.retries,
             tuple(map(id, options.retry_on)), options.on_timeout, id(options.default),
-            options.calls_per_worker,
+            options.calls_per_worker, options.forward_output, options.forward_logging,
         )  # fmt: skip
         known = self._functions.get(key)
         if known is None:
@@ -520,8 +521,8 @@ class _Submits:
         A view of the pool with other deadlines, whose calls have the same workers and turns.
 
         Args:
-            **options: `timeout`, `grace`, `retries`, `retry_on`, `on_timeout`, `default`, `reuse`;
-                those not named stay.
+            **options: `timeout`, `grace`, `retries`, `retry_on`, `on_timeout`, `default`, `reuse`,
+                `forward_output`, `forward_logging`; those not named stay.
 
         Raises:
             TypeError: an option that makes another kind of worker, or one that there is not.

@@ -49,6 +49,8 @@ class WorkerOptions(TypedDict, total=False):
 
     cwd: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None
     env: Mapping[str, str] | None
+    forward_logging: bool
+    forward_output: bool | Literal["auto"] | None
     grace: float | timedelta
     max_memory: int | str | None
     preload: str | Collection[str]

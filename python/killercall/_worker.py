@@ -20,6 +20,7 @@ from killercall._exceptions import (
     SerializationError,
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
 )
+from killercall._forward import Forwarding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class _Worker:
         # What each call finds; see `_keep_surroundings`.
         self._before: _context.Snapshot
         self._expected: _core.Surroundings
+        self._forwarding: Forwarding
 
     def serve(self) -> None:
         _prepare_process(self._channel)
@@ -180,6 +182,7 @@ class _Worker:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
                 self._keep_surroundings()
+                self._forwarding.apply(_context.told_in(context))
             if function is not None:
                 self._load_function(number, function)
             known = self._functions.get(number)
@@ -310,11 +313,18 @@ class _Worker:
         self._inherited = setup["inherited"]
         self._max_memory = setup["max_memory"]
         self._stays = setup["stays"]
+        # Before anything of the user's can print.
+        self._forwarding = Forwarding(self._channel, inherited=self._inherited)
+        self._forwarding.apply(_context.told_in(setup["context"]))
         if self._inherited:
             _payload.become_worker(_hide_main())
             sys.stdin = open(os.devnull, encoding="utf-8")  # ruff: ignore[open-file-with-context-handler] - as long as the process
         else:
             _payload.become_worker(None)
+            if setup["reloaded"]:
+                from killercall import _reloads
+
+                _reloads.forget_modules(setup["reloaded"])
             sys.modules["__main__"] = _new_main()
             _context.apply(setup["context"], **self._follow)
         if setup["env"] is not None:

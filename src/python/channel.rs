@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyConnectionError, PyMemoryError, PyRuntimeError, PyValueError};
@@ -10,6 +10,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use super::asides::{Asides, Printer};
 use super::parcel::{Arrived, Parcel};
 use super::plain;
 use super::processes::take_fd;
@@ -27,7 +28,9 @@ use crate::transport::{
 #[pyclass(frozen, module = "killercall._core")]
 #[derive(Debug)]
 pub struct Channel {
-    inner: Mutex<WorkerChannel>,
+    inner: Arc<Mutex<WorkerChannel>>,
+    /// What this process says beside its work.
+    asides: Arc<Asides>,
     /// Functions that can be called with nothing before and after but what `serve` does.
     functions: Mutex<HashMap<u64, Py<PyAny>>>,
     /// Whether they can be called so now.
@@ -50,8 +53,10 @@ impl Channel {
     #[new]
     fn new(segment: i32, socket: i32) -> PyResult<Self> {
         let inner = WorkerChannel::open(take_fd(segment), take_fd(socket))?;
+        let inner = Arc::new(Mutex::new(inner));
         Ok(Self {
-            inner: Mutex::new(inner),
+            asides: Arc::new(Asides::over(Arc::clone(&inner))),
+            inner,
             functions: Mutex::default(),
             is_direct: AtomicBool::new(true),
             surroundings: Mutex::default(),
@@ -209,6 +214,17 @@ impl Channel {
         self.tell(py, ReplyKind::Published, task, dumped.cast::<PyBytes>()?.as_bytes())
     }
 
+    /// A stream of bytes for the host's standard output, or for standard error if the descriptor is 2.
+    fn printer(&self, fd: i32) -> Printer {
+        Printer::new(Arc::clone(&self.asides), fd)
+    }
+
+    /// Sends a log record to the host.
+    fn log(&self, py: Python<'_>, record: &[u8]) -> PyResult<()> {
+        self.asides.say(py, ReplyKind::Logged, record)?;
+        self.asides.announce(py)
+    }
+
     /// Tells the host more of what the call that runs has so far: it keeps all of it, one after the other.
     fn append(&self, py: Python<'_>, more: &[u8]) -> PyResult<()> {
         if more.len() > INLINE_MAX {
@@ -264,6 +280,8 @@ impl Channel {
 
     /// The function has ended: no thread of it says anything more.
     fn end_call(&self, py: Python<'_>) {
+        // Whether the host is gone, the answer will tell.
+        let _ = self.asides.finish(py);
         if !running::end() {
             py.detach(|| {
                 while !running::end() {

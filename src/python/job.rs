@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
+use pyo3::exceptions::{PyException, PyOverflowError, PyRuntimeError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
+use super::asides;
 use super::parcel::{Arrived, packed};
 use super::plain;
 use super::watches::{Captures, Surroundings};
@@ -183,6 +184,8 @@ type StartFailure<'py> = (String, Option<i32>, Option<i32>, Option<u64>, Option<
 pub struct Job {
     driver: Mutex<Driver>,
     began: Moment,
+    /// Is called with what workers have said beside their work.
+    listener: Py<PyAny>,
 }
 
 impl Job {
@@ -207,29 +210,41 @@ fn detached<T: Send>(py: Python<'_>, run: impl FnOnce() -> T + Send) -> PyResult
     PyErr::take(py).map_or(Ok(value), Err)
 }
 
+/// Hands up what workers have said.
+fn hand_up(py: Python<'_>, driver: &mut Driver, listener: &Py<PyAny>) -> PyResult<()> {
+    if driver.has_asides() {
+        let said = asides::to_python(py, driver.take_asides())?;
+        listener.bind(py).call1((said,))?;
+    }
+    Ok(())
+}
+
 /// Ends what is unfinished, with its grace period unless another signal handler raises.
-fn wind_down(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
+fn wind_down(py: Python<'_>, driver: &mut Driver, listener: &Py<PyAny>) -> PyResult<()> {
     detached(py, || driver.cancel_all(true))?;
     while driver.unfinished() > 0 {
         detached(py, || driver.wait(SLICE))??;
         drop(driver.take_done());
-        if py.check_signals().is_err() {
+        // What is raised last is not told: the first is what the caller gets.
+        if hand_up(py, driver, listener).and_then(|()| py.check_signals()).is_err() {
             detached(py, || driver.cancel_all(false))?;
         }
     }
     Ok(())
 }
 
-fn wait(py: Python<'_>, driver: &mut Driver) -> PyResult<()> {
+fn wait(py: Python<'_>, driver: &mut Driver, listener: &Py<PyAny>) -> PyResult<()> {
+    let mut is_done = false;
     loop {
         // Before the wait, too: a handler may have run while the short way of a call was tried.
-        if let Err(interrupt) = py.check_signals() {
-            wind_down(py, driver)?;
+        if let Err(interrupt) = py.check_signals().and_then(|()| hand_up(py, driver, listener)) {
+            wind_down(py, driver, listener)?;
             return Err(interrupt);
         }
-        if detached(py, || driver.wait(SLICE))?? == Wait::Done {
+        if is_done {
             return Ok(());
         }
+        is_done = detached(py, || driver.wait(SLICE))?? == Wait::Done;
     }
 }
 
@@ -311,11 +326,15 @@ impl Plan {
 #[pyclass(frozen, module = "killercall._core")]
 pub struct Caller {
     warm: Warm,
-    captures: Py<Captures>,
+    captures: Vec<Py<Captures>>,
     surroundings: Py<Surroundings>,
     /// Pickles what is not plain; `None` where nothing may go plain.
     dumps: Py<PyAny>,
     is_plain: bool,
+    /// Of the jobs of calls that go on.
+    listener: Py<PyAny>,
+    /// Is called before each call; so that what the host has printed comes first.
+    flush: Option<Py<PyAny>>,
     /// In a forked copy of this process it is another one, and the workers are not the copy's.
     generation: u64,
 }
@@ -326,13 +345,16 @@ impl Caller {
     #[new]
     fn new(
         plan: &Plan,
-        captures: Py<Captures>,
+        captures: Vec<Py<Captures>>,
         surroundings: Py<Surroundings>,
         dumps: Py<PyAny>,
         is_plain: bool,
+        listener: Py<PyAny>,
+        flush: Option<Py<PyAny>>,
     ) -> Self {
         let warm = Warm::new(plan.policy, Arc::clone(&plan.fleet), Arc::clone(&plan.payload));
-        Self { warm, captures, surroundings, dumps, is_plain, generation: sys::fork_generation() }
+        let generation = sys::fork_generation();
+        Self { warm, captures, surroundings, dumps, is_plain, listener, flush, generation }
     }
 
     /// The value; or an outcome whose value has to be unpickled; or a job that goes on. `NotImplemented`
@@ -343,12 +365,15 @@ impl Caller {
         args: &Bound<'_, PyTuple>,
         kwargs: &Bound<'_, PyDict>,
     ) -> PyResult<Py<PyAny>> {
-        if sys::fork_generation() != self.generation
-            || !self.surroundings.get().is_current(py)?
-            || !self.captures.get().is_current(py)?
-        {
+        if sys::fork_generation() != self.generation || !self.surroundings.get().is_current(py)? {
             return Ok(py.NotImplemented());
         }
+        for captures in &self.captures {
+            if !captures.get().is_current(py)? {
+                return Ok(py.NotImplemented());
+            }
+        }
+        self.flush(py)?;
         let arguments = self.arguments(args, kwargs)?;
         // To let other threads run costs more than a quick answer, most of all where they are many.
         let attempt = match self.warm.begin(arguments) {
@@ -364,15 +389,20 @@ impl Caller {
             },
             Attempt::Nobody => Ok(py.NotImplemented()),
             Attempt::Underway(driver) => {
-                let job = Job { driver: Mutex::new(*driver), began: sys::now() };
+                let (driver, listener) = (Mutex::new(*driver), self.listener.clone_ref(py));
+                let job = Job { driver, began: sys::now(), listener };
                 Ok(Bound::new(py, job)?.into_any().unbind())
             }
         }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.captures)?;
+        for captures in &self.captures {
+            visit.call(captures)?;
+        }
         visit.call(&self.surroundings)?;
+        visit.call(&self.listener)?;
+        visit.call(&self.flush)?;
         visit.call(&self.dumps)
     }
 }
@@ -384,6 +414,14 @@ fn plain_call(args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> Option<S
 }
 
 impl Caller {
+    /// What cannot be written is told whoever prints it; but not what a signal handler raises.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        match self.flush.as_ref().map(|flush| flush.bind(py).call0()) {
+            Some(Err(error)) if !error.is_instance_of::<PyException>(py) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn arguments(&self, args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> PyResult<Batch> {
         if self.is_plain
             && let Some(bytes) = plain_call(args, kwargs)
@@ -418,15 +456,22 @@ impl Outcome {
 #[pymethods]
 impl Job {
     /// A job without tasks, for so many workers. Its budget is in seconds from now on. The answers of a
-    /// `bulk` are wanted together.
+    /// `bulk` are wanted together. `listener` is called with what workers say beside their work, a list of
+    /// pairs: 1 for standard output, 2 for standard error or 0 for a log record; and bytes.
     #[new]
-    fn new(plan: &Plan, workers: usize, budget: Option<f64>, bulk: bool) -> PyResult<Self> {
+    fn new(
+        plan: &Plan,
+        workers: usize,
+        budget: Option<f64>,
+        bulk: bool,
+        listener: Py<PyAny>,
+    ) -> PyResult<Self> {
         let began = sys::now();
         let budget = budget.map(seconds).transpose()?.map(|budget| began + budget);
         let policy = Policy { workers, budget, ..plan.policy };
         let ring = if bulk { Ring::WhenItPays } else { Ring::AtOnce };
         let driver = Driver::new(policy, Arc::clone(&plan.fleet), Arc::clone(&plan.payload), ring);
-        Ok(Self { driver: Mutex::new(driver), began })
+        Ok(Self { driver: Mutex::new(driver), began, listener })
     }
 
     /// Adds a task; its arguments are bytes or a parcel.
@@ -483,7 +528,7 @@ impl Job {
     fn wait(&self, py: Python<'_>) -> PyResult<Vec<Outcome>> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        wait(py, driver)?;
+        wait(py, driver, &self.listener)?;
         driver.take_done().map(|outcome| to_python(py, outcome, self.began)).collect()
     }
 
@@ -492,7 +537,7 @@ impl Job {
     fn wait_into(&self, py: Python<'_>, values: &Bound<'_, PyList>) -> PyResult<(usize, Vec<Outcome>)> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        wait(py, driver)?;
+        wait(py, driver, &self.listener)?;
         let (mut placed, mut others) = (0, Vec::new());
         let bulk = driver.values();
         let mut start = 0;
@@ -566,7 +611,12 @@ impl Job {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let mut guard = self.driver()?;
         let driver: &mut Driver = &mut guard;
-        Ok(detached(py, || driver.close())??)
+        detached(py, || driver.close())??;
+        hand_up(py, driver, &self.listener)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.listener)
     }
 
     /// Why no worker could be had: what happened, error number, exit code, memory, exception.
@@ -631,7 +681,7 @@ impl Waker {
     }
 }
 
-/// Waits until something has ended in any of these jobs, the waker is told to, or so many seconds have passed.
+/// Waits until something has ended or was said in any of these jobs, the waker is told to, or so many seconds have passed.
 /// Returns the places of those jobs from which something can be taken.
 #[pyfunction]
 #[expect(clippy::needless_pass_by_value, reason = "that is how Python's lists come")]
@@ -640,6 +690,12 @@ pub fn wait_any(py: Python<'_>, jobs: Vec<Py<Job>>, waker: &Waker, limit: f64) -
     let mut guards = jobs.iter().map(|job| job.get().driver()).collect::<PyResult<Vec<_>>>()?;
     let mut drivers: Vec<&mut Driver> = guards.iter_mut().map(|guard| &mut **guard).collect();
     detached(py, || supervisor::wait_any(&mut drivers, waker.reader.as_fd(), limit))??;
+    for (job, driver) in jobs.iter().zip(&mut drivers) {
+        if let Err(error) = hand_up(py, driver, &job.get().listener) {
+            // The others have nothing to do with it, nor has the call.
+            error.write_unraisable(py, Some(job.get().listener.bind(py)));
+        }
+    }
     let mut bytes = [0; 64];
     while sys::read_pipe(waker.reader.as_fd(), &mut bytes)?.is_some_and(|read| read > 0) {}
     Ok((0..drivers.len()).filter(|&at| drivers[at].has_done()).collect())

@@ -1,6 +1,7 @@
 //! The Python face: the only room that names `pyo3`. It converts, detaches, waits, checks for
 //! signals and converts back; meaning, defaults and documentation are in `python/killercall`.
 
+mod asides;
 mod buffers;
 mod channel;
 mod exceptions;
@@ -11,6 +12,7 @@ mod plain;
 mod processes;
 mod watches;
 
+pub use asides::Printer;
 pub use buffers::Memory;
 pub use channel::{Channel, time_left};
 pub use job::{Caller, Job, Outcome, Plan, PyLaunch, Roster, Waker, wait_any};

@@ -22,6 +22,8 @@ use crate::transport::{Body, Corrupt, Handed, Limits, Reply, ReplyKind, Ring, Va
 
 /// How long to wait for the end of a worker that has answered its last call.
 const SEE_OFF_LIMIT: Duration = Duration::from_millis(20);
+/// Most parts of a line that are kept back until it is whole.
+const LINE_MAX: usize = 256;
 /// How long descriptors may go without a look while there are answers to read.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -92,6 +94,8 @@ pub struct Partial {
 pub enum Wait {
     /// Something ended.
     Done,
+    /// A worker has said something beside its work.
+    Said,
     /// The slice of time is over.
     Slice,
     /// A signal handler ran.
@@ -104,11 +108,13 @@ struct Crew {
     corrupt: Option<String>,
     /// What the task that it runs, or ran last, has published.
     partial: Option<(TaskId, Reply)>,
+    /// The parts of a line that it has begun to print.
+    line: Vec<Reply>,
 }
 
 impl Crew {
     fn new(id: WorkerId, worker: Box<HostWorker>) -> Self {
-        Self { id, worker, corrupt: None, partial: None }
+        Self { id, worker, corrupt: None, partial: None, line: Vec::new() }
     }
 
     /// The newest one counts; what was appended comes one after the other.
@@ -123,6 +129,13 @@ impl Crew {
         } else {
             self.partial = Some((task, newest));
         }
+    }
+
+    /// Adds what it has said to a line; whether there is a whole one, or what is to be seen as it is.
+    fn adds_to_line(&mut self, aside: Reply) -> bool {
+        let is_whole = aside.kind == ReplyKind::Logged || ends_line(&aside.body);
+        self.line.push(aside);
+        is_whole || self.line.len() >= LINE_MAX
     }
 
     /// What it has published of a task that has ended like this, as far as that is of use.
@@ -149,6 +162,8 @@ pub struct Driver {
     /// The values of tasks that have ended with nothing else to be said of them.
     values: Values,
     start_error: Option<StartError>,
+    /// What workers have said beside their work, in their order; to be taken after each wait.
+    asides: Vec<Reply>,
     /// Whether a worker was lost for which there is no other yet.
     lost: bool,
     /// What has happened and was not told to the job yet. One queue: while the job's wishes are
@@ -180,6 +195,7 @@ impl Driver {
             done: Vec::new(),
             values: Values::default(),
             start_error: None,
+            asides: Vec::new(),
             lost: false,
             events: VecDeque::new(),
             actions: Vec::new(),
@@ -249,6 +265,16 @@ impl Driver {
         self.start_error.as_ref()
     }
 
+    /// Takes what workers have said beside their work.
+    pub fn take_asides(&mut self) -> Vec<Reply> {
+        std::mem::take(&mut self.asides)
+    }
+
+    /// Whether they have said something that nobody has taken.
+    pub fn has_asides(&self) -> bool {
+        !self.asides.is_empty()
+    }
+
     /// Takes what has ended since the last time.
     pub fn take_done(&mut self) -> std::vec::Drain<'_, Outcome> {
         self.done.drain(..)
@@ -269,13 +295,16 @@ impl Driver {
         !self.done.is_empty() || !self.values.items.is_empty()
     }
 
-    /// Waits until something has ended, a signal handler ran, or `slice` has passed.
+    /// Waits until something has ended or was said, a signal handler ran, or `slice` has passed.
     pub fn wait(&mut self, slice: Duration) -> Result<Wait, Error> {
         let end = sys::now() + slice;
         loop {
             self.pump();
             if self.has_done() || self.unfinished() == 0 {
                 return Ok(Wait::Done);
+            }
+            if self.has_asides() {
+                return Ok(Wait::Said);
             }
             if sys::now() >= end {
                 return Ok(Wait::Slice);
@@ -296,7 +325,8 @@ impl Driver {
             self.sleep(sys::now() + Duration::from_secs(1))?;
             self.pump();
         }
-        for Crew { id, mut worker, .. } in self.crew.drain(..) {
+        for Crew { id, mut worker, mut line, .. } in self.crew.drain(..) {
+            self.asides.append(&mut line);
             match self.job.worker(id).map(|worker| worker.state) {
                 Some(WorkerState::Idle) if self.fleet.keep && worker.served < self.limit => {
                     self.fleet.roster.release(self.fleet.key, worker);
@@ -418,6 +448,7 @@ impl Driver {
                     // What it had answered before it ended counts, and comes first: so that the reason
                     // for which its setup failed is not taken for a mere end.
                     self.read_replies(at);
+                    self.hear(at);
                     self.settle();
                     let crew = &self.crew[at];
                     let over_memory = crew.worker.over_memory;
@@ -462,7 +493,7 @@ impl Driver {
 
     /// Reads many answers at once, where all of them are values in time and nothing else is to be said.
     fn read_values(&mut self, at: usize) {
-        let Crew { id, worker, corrupt, partial } = &mut self.crew[at];
+        let Crew { id, worker, corrupt, partial, .. } = &mut self.crew[at];
         let (id, is_bulk) = (*id, self.ring == Ring::WhenItPays && self.limit == u32::MAX);
         let state = self.job.worker(id).map(|worker| worker.state);
         let Some(WorkerState::Running { since, .. }) = state.filter(|_| is_bulk && corrupt.is_none()) else {
@@ -530,9 +561,23 @@ impl Driver {
     fn read_answer(&mut self, at: usize, answer: Result<Reply, Corrupt>) -> Option<Event> {
         match answer {
             Ok(reply) if reply.kind.is_publication() => self.read_publication(at, reply),
-            Ok(reply) => Some(self.read_reply(at, reply)),
+            Ok(reply) if reply.kind.is_aside() => {
+                if self.crew[at].adds_to_line(reply) {
+                    self.hear(at);
+                }
+                None
+            }
+            Ok(reply) => {
+                self.hear(at);
+                Some(self.read_reply(at, reply))
+            }
             Err(corrupt) => Some(self.corrupted(at, corrupt.0)),
         }
+    }
+
+    /// What a worker has begun to say is all for now. Lines of others do not get between its parts.
+    fn hear(&mut self, at: usize) {
+        self.asides.append(&mut self.crew[at].line);
     }
 
     fn read_publication(&mut self, at: usize, reply: Reply) -> Option<Event> {
@@ -577,9 +622,12 @@ impl Driver {
             ReplyKind::Returned | ReplyKind::ReturnedPlain => Verdict::Returned,
             ReplyKind::Raised => Verdict::Raised { retryable: false },
             ReplyKind::RaisedRetryable => Verdict::Raised { retryable: true },
-            ReplyKind::Published | ReplyKind::PublishedPlain | ReplyKind::Appended => {
-                unreachable!("it is no answer")
-            }
+            ReplyKind::Published
+            | ReplyKind::PublishedPlain
+            | ReplyKind::Appended
+            | ReplyKind::Printed
+            | ReplyKind::PrintedError
+            | ReplyKind::Logged => unreachable!("it is no answer"),
         };
         match hand.answered() {
             Some(task) if task.0 == reply.task => {
@@ -681,7 +729,8 @@ impl Driver {
 
     fn start(&mut self, id: WorkerId) {
         match self.fleet.worker(self.limit) {
-            Ok(worker) => {
+            Ok(mut worker) => {
+                self.asides.append(&mut worker.asides);
                 if worker.ready {
                     self.events.push_back(Event::Ready { worker: id, served: worker.served });
                 }
@@ -804,7 +853,7 @@ impl Driver {
     }
 }
 
-/// Waits until something has ended in any of these jobs, `bell` can be read, or `slice` has passed.
+/// Waits until something has ended or was said in any of these jobs, `bell` can be read, or `slice` has passed.
 pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Duration) -> Result<(), Error> {
     let end = sys::now() + slice;
     loop {
@@ -812,7 +861,7 @@ pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Durati
             driver.pump();
         }
         let now = sys::now();
-        if drivers.iter().any(|driver| driver.has_done()) || now >= end {
+        if drivers.iter().any(|driver| driver.has_done() || driver.has_asides()) || now >= end {
             return Ok(());
         }
         let until = drivers.iter_mut().map(|driver| driver.lie_down(end).unwrap_or(now)).chain([end]).min();
@@ -835,6 +884,12 @@ pub fn wait_any(drivers: &mut [&mut Driver], bell: BorrowedFd<'_>, slice: Durati
     }
 }
 
+/// Whether a text is to be seen without what comes after it: nothing at all says so of what came before.
+fn ends_line(text: &Body) -> bool {
+    let mut last = [0];
+    text.is_empty() || text.read(text.len() - 1, &mut last).is_ok() && matches!(last[0], b'\n' | b'\r')
+}
+
 /// The pid that a worker names when it is ready.
 fn pid_in(body: &Body) -> Option<i32> {
     let mut bytes = [0; 4];
@@ -850,5 +905,17 @@ impl Drop for Driver {
         {
             log::error!("failed to end a job: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_ends_with_its_end_or_with_nothing_more() {
+        let ends = |text: &[u8]| ends_line(&Body::Inline(text.into()));
+        let seen = [&b"a line\n"[..], b"\n", b" 7%\r", b"", b"part", b"\npart"].map(ends);
+        assert_eq!([true, true, true, true, false, false], seen);
     }
 }

@@ -30,6 +30,9 @@ const TOGETHER_MAX: usize = 4096;
 /// when it is sent one more. Each may be a large array in an older version.
 pub const LARGE_FUNCTIONS_MAX: usize = 2;
 
+/// Most things that are kept of what a worker says while nobody listens.
+const ASIDES_MAX: usize = 2048;
+
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -91,6 +94,8 @@ pub struct HostWorker {
     pub exit: Option<Exit>,
     /// How many bytes it used when that was more than it may.
     pub over_memory: Option<u64>,
+    /// What it has said while nobody listened: that was while it was set up.
+    pub asides: Vec<Reply>,
     functions: HashSet<u64>,
     /// Those of them that are large, in the order in which they were sent.
     large_functions: VecDeque<u64>,
@@ -144,6 +149,7 @@ impl HostWorker {
             served: 0,
             exit: None,
             over_memory: None,
+            asides: Vec::new(),
             functions: HashSet::new(),
             large_functions: VecDeque::new(),
             last_function: 0,
@@ -412,19 +418,30 @@ impl HostWorker {
 
     /// Whether it can take calls or will, by all that is known now. For one that nobody waits for.
     fn is_fit(&mut self) -> bool {
-        if !self.ready {
-            match self.receive() {
-                Ok(None) => {}
-                Ok(Some(reply)) if reply.kind == ReplyKind::Ready => self.ready = true,
-                // Nobody asked for it by name: who does is told of the failure of his own.
-                Ok(Some(_)) | Err(_) => {
-                    self.kill();
-                    self.unfit = true;
-                }
-            }
+        if !self.ready && !self.has_got_ready() {
+            // Nobody asked for it by name: who does is told of the failure of his own.
+            self.kill();
+            self.unfit = true;
         }
         while let Some(News::Forked) = self.news() {}
         !self.unfit && self.exit.is_none() && !self.is_lost()
+    }
+
+    /// Looks whether it says that it is set up; false if it says that it is not.
+    fn has_got_ready(&mut self) -> bool {
+        let before = self.asides.len();
+        while !self.ready {
+            match self.receive() {
+                Ok(None) => break,
+                Ok(Some(reply)) if reply.kind == ReplyKind::Ready => self.ready = true,
+                Ok(Some(reply)) if reply.kind.is_aside() => self.asides.push(reply),
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+        // What is not acknowledged before the end of the loop fits a ring.
+        let has_heard = self.asides.len() > before;
+        self.asides.truncate(ASIDES_MAX);
+        !has_heard || self.channel.acknowledge().is_ok()
     }
 
     /// The same of whether it is set up.

@@ -234,7 +234,7 @@ pub fn host_reads(bytes: &[u8]) {
             let before = host.outstanding();
             if let Ok(Some(reply)) = host.receive(0) {
                 let _ = host.acknowledge();
-                let answers = usize::from(!reply.kind.is_publication());
+                let answers = usize::from(reply.kind.is_answer());
                 assert_eq!(before, host.outstanding() + answers, "an answer to nothing");
                 check_body(&reply.body, reply.body.len());
                 if let Body::Parcel(parcel) = reply.body {

@@ -444,7 +444,7 @@ impl HostChannel {
 
     /// A response was copied.
     fn finish(&mut self, header: &ResponseHeader) -> Result<(), Corrupt> {
-        if header.kind.is_publication() {
+        if !header.kind.is_answer() {
             self.consume(header.size());
             return Ok(());
         }

@@ -68,10 +68,16 @@ pub enum ReplyKind {
     PublishedPlain,
     /// The function runs on; the body comes after those that it has sent like this before.
     Appended,
+    /// Text for standard output, of no task in particular.
+    Printed,
+    /// The same for standard error.
+    PrintedError,
+    /// A log record, of no task in particular.
+    Logged,
 }
 
 impl ReplyKind {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Ready,
         Self::SetupFailed,
         Self::Returned,
@@ -81,6 +87,9 @@ impl ReplyKind {
         Self::Published,
         Self::PublishedPlain,
         Self::Appended,
+        Self::Printed,
+        Self::PrintedError,
+        Self::Logged,
     ];
 
     /// Whether it brings a plain value.
@@ -96,6 +105,21 @@ impl ReplyKind {
     /// Whether the function goes on after this, which then is no answer.
     pub fn is_publication(self) -> bool {
         matches!(self, Self::Published | Self::PublishedPlain | Self::Appended)
+    }
+
+    /// Whether the worker says this beside its work, to whoever listens: it concerns no task.
+    pub fn is_aside(self) -> bool {
+        matches!(self, Self::Printed | Self::PrintedError | Self::Logged)
+    }
+
+    /// Whether a task ends with this, or the setup.
+    pub fn is_answer(self) -> bool {
+        !(self.is_publication() || self.is_aside())
+    }
+
+    /// Whether the body may be a file. What comes in pieces does not need one.
+    fn takes_file(self) -> bool {
+        !matches!(self, Self::Appended | Self::Printed | Self::PrintedError)
     }
 
     /// Whether the body may be a parcel.
@@ -114,6 +138,9 @@ impl ReplyKind {
             Self::Published => 0x4b06,
             Self::PublishedPlain => 0x4b07,
             Self::Appended => 0x4b08,
+            Self::Printed => 0x4b09,
+            Self::PrintedError => 0x4b0a,
+            Self::Logged => 0x4b0b,
         }
     }
 
@@ -349,7 +376,7 @@ impl ResponseHeader {
         let parcel = code & PARCEL_RESPONSE != 0;
         let kind = ReplyKind::from_code(code & !PARCEL_RESPONSE)
             .filter(|&kind| !parcel || file != 0 && kind.takes_parcel())
-            .filter(|&kind| file == 0 || kind != ReplyKind::Appended)
+            .filter(|&kind| file == 0 || kind.takes_file())
             .ok_or_else(|| Corrupt(format!("response of unknown kind {code:#x}")))?;
         let inline = if file == 0 { len } else { 0 };
         if inline > INLINE_MAX as u64 || RESPONSE_HEADER as u64 + padded(inline) > available {
@@ -406,7 +433,7 @@ mod tests {
             parcel: bool, file: u32,
         ) {
             let kind = ReplyKind::ALL[kind];
-            let file = if kind == ReplyKind::Appended { 0 } else { file };
+            let file = if kind.takes_file() { file } else { 0 };
             let parcel = parcel && file != 0 && kind.takes_parcel();
             let header = ResponseHeader { kind, task, finished_at, len, parcel, file, is_short: false };
             let parsed = ResponseHeader::parse(&header.encode(), RING_LEN as u64);
@@ -441,7 +468,7 @@ mod tests {
             let inline = if file == 0 { u128::from(len) } else { 0 };
             let sound = inline <= INLINE_MAX as u128
                 && RESPONSE_HEADER as u128 + inline.div_ceil(8) * 8 <= available.into()
-                && (file == 0 || kind != ReplyKind::Appended);
+                && (file == 0 || kind.takes_file());
             prop_assert_eq!(sound, ResponseHeader::parse(&header.encode(), available).is_ok());
         }
 

@@ -11,8 +11,10 @@ use super::layout::{ENCLOSING, HANDED_AT, TIMEOUT};
 use crate::sys::{LastingSegment, Segment};
 use crate::time::Moment;
 
-/// No call runs. No task has this number; the setup does, which is no call.
-const NONE: u64 = u64::MAX;
+/// Nothing runs. No task has this number.
+const NONE: u64 = u64::MAX - 1;
+/// The setup runs, which is no call.
+const SETUP: u64 = u64::MAX;
 
 struct Running {
     segment: LastingSegment,
@@ -62,6 +64,11 @@ pub fn answered(at: Moment) {
 
 /// Which task runs.
 pub fn task() -> Option<u64> {
+    task_or_setup().filter(|&task| task != SETUP)
+}
+
+/// The same; the setup counts as one.
+pub fn task_or_setup() -> Option<u64> {
     Some(RUNNING.task.load(Ordering::Acquire)).filter(|&task| task != NONE)
 }
 

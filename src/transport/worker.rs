@@ -301,6 +301,11 @@ impl WorkerChannel {
         claim::low(self.claimed).wrapping_sub(1)
     }
 
+    /// Has the host look at what it was sent, which it may not know of if that was no answer.
+    pub fn announce(&mut self) -> io::Result<()> {
+        if self.untold > 0 { self.wake_host(true) } else { Ok(()) }
+    }
+
     /// Ends the socket with the next response, as this process ends as soon as that is sent. Until the
     /// kernel would do that it takes down all memory, and the host waits to see that no code runs any more.
     /// So if there are other threads, that is left to the kernel.
@@ -339,7 +344,7 @@ impl WorkerChannel {
     }
 
     fn send_file(&mut self, header: ResponseHeader, file: BorrowedFd<'_>) -> io::Result<bool> {
-        let most = if header.kind.is_publication() { PUBLISHED_FILES_MAX } else { FILES_MAX };
+        let most = if header.kind.is_answer() { FILES_MAX } else { PUBLISHED_FILES_MAX };
         while !self.file_may_go(most) {
             if !self.wait_for_room()? {
                 return Ok(false);
@@ -367,7 +372,7 @@ impl WorkerChannel {
             self.write(RESPONSES + at + header_len, inline, Step::WorkerBodyHalf);
         }
         reach(Step::WorkerAnswerWritten);
-        if !header.kind.is_publication() {
+        if header.kind.is_answer() {
             running::answered(Moment::from_nanos(header.finished_at));
         }
         self.written = self.written.wrapping_add(size);
@@ -382,9 +387,9 @@ impl WorkerChannel {
             return Ok(true);
         }
         self.untold += 1;
-        if header.kind.is_publication() {
-            // It waits for the answer, or for the deadline, and reads all of this then. A large one is not
-            // kept waiting, as it takes memory.
+        if !header.kind.is_answer() {
+            // It waits for the answer, or for the deadline, and reads all of this then, unless it is told of
+            // it: see `announce`. A large one is not kept waiting, as it takes memory.
             if header.file != 0 || self.untold >= UNTOLD_MAX || self.unread() > UNTOLD_BYTES_MAX {
                 self.wake_host(true)?;
             }
@@ -776,6 +781,37 @@ mod tests {
     }
 
     /// A sleeping host is not woken for a few small ones, and does not miss them.
+    #[test]
+    fn what_is_said_beside_the_work_is_no_answer_and_of_any_task() {
+        let (mut host, mut worker) = pair();
+        let is_rung = |host: &HostChannel| sys::wait_readable(host.socket(), Duration::ZERO).unwrap();
+        assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
+        assert!(worker.try_receive().unwrap().is_some());
+        for (kind, size) in [
+            (ReplyKind::Printed, 0),
+            (ReplyKind::Printed, 5000),
+            (ReplyKind::PrintedError, INLINE_MAX),
+            (ReplyKind::Logged, 1),
+            (ReplyKind::Logged, 3 * INLINE_MAX),
+        ] {
+            assert!(host.prepare_sleep(Ring::AtOnce));
+            assert!(worker.send(kind, 99, &vec![3; size], sys::now()).unwrap());
+            assert_eq!(size > INLINE_MAX, is_rung(&host), "only what takes memory does not wait");
+            worker.announce().unwrap();
+            assert!(is_rung(&host));
+            host.wake().unwrap();
+            let reply = host.receive(7).unwrap().unwrap();
+            assert_eq!((kind, 99, vec![3; size]), (reply.kind, reply.task, bytes(&reply.body)));
+            host.acknowledge().unwrap();
+            assert_eq!(1, host.outstanding());
+            worker.announce().unwrap();
+            assert!(!is_rung(&host), "it has been told, and is awake");
+        }
+        assert!(worker.send(ReplyKind::Returned, 7, b"done", sys::now()).unwrap());
+        assert_eq!(ReplyKind::Returned, host.receive(7).unwrap().unwrap().kind);
+        assert_eq!(0, host.outstanding());
+    }
+
     #[test]
     fn a_host_sleeps_on_while_little_is_published() {
         let (mut host, mut worker) = pair();
