@@ -288,6 +288,8 @@ def fail(path):
     with open(path, "a") as file:
         print("begin", os.getpid(), file=file, flush=True)
         if os.path.getsize(path) < 20:
+            # Its worker waits for another call then.
+            print("end", os.getpid(), file=file, flush=True)
             raise ValueError
         time.sleep(0.3)
         print("end", os.getpid(), file=file, flush=True)

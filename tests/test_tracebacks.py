@@ -317,9 +317,10 @@ def test_sources_are_filled_in_where_there_are_none() -> None:
         text = (
             'Traceback (most recent call last):\n  File "/tmp/cell-17.py", line 2, in f\n'
             '  File "/none.py", line 1, in g\n  File "/tmp/cell-17.py", line 2, in f\n'
-            "    as it was\nValueError: a\n"
+            '    as it was\n  | File "/tmp/cell-17.py", line 1, in <module>\nValueError: a\n'
         )
         expected = text.replace("in f\n", "in f\n    raise ValueError\n", 1)
+        expected = expected.replace("<module>\n", "<module>\n  |   def f():\n")
         assert expected == _stack.with_sources(text) == _stack.with_sources(expected)
         assert "" == _stack.with_sources("")
     finally:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 
 from killercall._exceptions import OURS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # How the lines of our machinery begin, and those of what runs a coroutine for us.
 _OURS = f'  File "{OURS}'
@@ -19,8 +24,6 @@ _SERVES = (f"{_OURS}_worker.py", " in serve")
 # How the stack of a thread begins; that of the one in question comes first.
 _CURRENT = "Current thread 0x"
 _THREADS = (_CURRENT, "Thread 0x")
-# A frame in a traceback: how far it is indented, file and line.
-_FRAME = r'(\s*)File "(.+)", line (\d+), in .+'
 
 
 def readable(dump: str | None) -> str | None:
@@ -68,20 +71,23 @@ def with_sources(text: str) -> str:
     """
     A traceback of a worker, with the lines of source that only the host has.
 
-    The cells of a notebook are in the memory of its kernel, and in no file.
+    The cells of a notebook are in the memory of its kernel, and in no file. Where nobody has
+    imported `linecache`, which keeps them, there are none.
     """
-    import re
-
+    getline: Any = getattr(sys.modules.get("linecache"), "getline", None)
+    if getline is None:
+        return text
     lines = text.split("\n")
     found: list[str] = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         found.append(line)
-        match = re.fullmatch(_FRAME, line)
-        if match is None or following.startswith(match[1] + "  "):
-            continue
-        import linecache
-
-        source = linecache.getline(match[2], int(match[3])).strip()
-        if source:
-            found.append(f"{match[1]}  {source}")
+        # Those of a group have bars in front.
+        frame = line.lstrip(" |")
+        indent = line[: len(line) - len(frame)]
+        path, _, place = frame.removeprefix('File "').partition('", line ')
+        number, _, _ = place.partition(", in ")
+        if number.isdigit() and not following.startswith(f"{indent}  "):
+            source = getline(path, int(number)).strip()
+            if source:
+                found.append(f"{indent}  {source}")
     return "\n".join(found)
