@@ -134,6 +134,7 @@ class Options:
         from a worker
         >>> def warn():
         ...     import logging
+        ...
         ...     logging.error("not shown here")
         >>> killer_call(warn, forward_logging=False)()
         >>> killer_call(int, retries=2, retry_on=OSError)("7")

@@ -96,6 +96,11 @@ class _Leave(BaseException):
         self.status = status
 
 
+def _is_ruined() -> bool:
+    """Whether a call has cleared `sys.modules`, after which nothing can be relied on."""
+    return sys.modules.get("sys") is not sys
+
+
 def _flush() -> None:
     streams: list[Any] = [getattr(sys, "stdout", None), getattr(sys, "stderr", None)]
     for stream in streams:
@@ -234,6 +239,7 @@ class _Worker:
 
     def _send(self, kind: str, task: int, number: int, body: bytes | _core.Parcel) -> bool:
         _flush()
+        self._spent |= _is_ruined()
         known = self._functions.get(number)
         most = None if known is None else known.most_calls
         return self._channel.send(kind, task, body, most) and not self._spent
@@ -264,7 +270,9 @@ class _Worker:
         self._channel.set_surroundings(self._expected)
 
     def restore(self) -> None:
-        """Puts back what a call has changed."""
+        """Puts back what a call has changed; if that cannot be done, this is the end."""
+        if _is_ruined():
+            raise _Leave(1)
         _context.restore(self._before)
         if _context.snapshot() == self._before:
             # It may have imported multiprocessing, which brings a key.

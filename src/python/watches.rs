@@ -158,7 +158,7 @@ fn is_same(now: Option<&Bound<'_, PyAny>>, then: Option<&Py<PyAny>>) -> bool {
 }
 
 /// The surroundings that workers follow: working directory, environment, `sys.path` and the key of
-/// `multiprocessing`.
+/// `multiprocessing`. And that nobody has taken away all modules.
 #[pyclass(frozen, module = "killercall._core")]
 #[derive(Debug)]
 pub struct Surroundings {
@@ -212,6 +212,7 @@ impl Surroundings {
         let path = self.sys.bind(py).getattr(intern!(py, "path"))?;
         Ok(environment_of(self.os.bind(py))?.eq(&self.environment)?
             && path.eq(&self.path)?
+            && self.modules.bind(py).get_item(intern!(py, "sys"))?.is_some_and(|found| found.is(&self.sys))
             && self.is_key_current(py)?
             && sys::is_current_directory(self.directory.as_deref()))
     }
