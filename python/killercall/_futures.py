@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import Future, InvalidStateError
 
 from killercall import _driver
+from killercall._waiting import Condition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from killercall._host import HostJob
 
 
-class _Value:
-    """A value that has to be unpickled, by whoever asks for it first: that is the user's code."""
+class Late:
+    """A value that is found out by whoever asks for it first: it takes the user's code."""
 
     def __init__(self, unpickle: Callable[[], Any]) -> None:
         self._unpickle: Callable[[], Any] | None = unpickle
@@ -49,7 +50,7 @@ class _Unread(Exception):
 
     def __init__(self, unpickle: Callable[[], BaseException]) -> None:
         super().__init__()
-        self._error = _Value(unpickle)
+        self._error = Late(unpickle)
 
     def read(self) -> BaseException:
         error: BaseException = self._error.get()
@@ -61,7 +62,8 @@ class KillerFuture(Future):  # type: ignore[type-arg]
     The future of a call in a worker process. Made by `submit`.
 
     As `concurrent.futures.Future`, but a call that runs can be cancelled: its worker is killed,
-    with all that it has started. Callbacks run in a thread of ours, and should be quick.
+    with all that it has started. Callbacks run one after the other in a thread of their own, or in
+    that which cancels it; deadlines do not wait for them.
 
     Example:
         >>> import time
@@ -74,6 +76,31 @@ class KillerFuture(Future):  # type: ignore[type-arg]
     """
 
     _call: Call | None = None
+
+    def __init__(self) -> None:
+        """Made by `submit`."""
+        super().__init__()
+        self._condition = Condition()  # type: ignore[assignment]
+        self._listeners: list[Callable[[], None]] = []
+
+    def when_done(self, listener: Callable[[], None]) -> None:
+        """As `add_done_callback`, for what is ours and quick: it runs where the call ends."""
+        with self._condition:
+            if not self.done():
+                self._listeners.append(listener)
+                return
+        listener()
+
+    def _invoke_callbacks(self) -> None:
+        """It has ended: the base class comes here for all ways to do so."""
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
+        driver = _driver.in_its_thread()
+        if driver is None:
+            super()._invoke_callbacks()  # type: ignore[misc]
+        elif self._done_callbacks:  # type: ignore[attr-defined]
+            driver.callbacks.run(super()._invoke_callbacks)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         """Says how far it is; not what it has, which may have to be unpickled."""
@@ -96,7 +123,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
                 # Before the callbacks: these are the user's.
                 if call is not None:
                     call.stop()
-                self._invoke_callbacks()  # type: ignore[attr-defined]
+                self._invoke_callbacks()
                 return True
             return super().cancel()
         finally:
@@ -110,7 +137,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         except _Unread as unread:
             error = unread.read()
         else:
-            return value.get() if isinstance(value, _Value) else value
+            return value.get() if isinstance(value, Late) else value
         try:
             raise error
         finally:
@@ -122,7 +149,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         error = super().exception(timeout)
         if isinstance(error, _Unread):
             return error.read()
-        if error is None and isinstance(self._result, _Value):
+        if error is None and isinstance(self._result, Late):
             try:
                 self._result.get()
             except KeyboardInterrupt:
@@ -134,7 +161,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
     def settle(self, value: Callable[[], Any]) -> None:
         """It has a value, which is found out when it is asked for."""
         with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
-            self.set_result(_Value(value))
+            self.set_result(Late(value))
 
     def settle_raised(self, error: Callable[[], BaseException]) -> None:
         """It has raised something, which is found out when it is asked for."""
@@ -152,7 +179,8 @@ class Lane(_driver.Queue):
     def __init__(self, limit: int) -> None:
         self.driver = _driver.current()
         self._limit = limit
-        self._waiting: collections.deque[Call] = collections.deque()
+        # By itself; so one of many is taken out as quickly as one of few.
+        self._waiting: collections.OrderedDict[Call, None] = collections.OrderedDict()
         self._running: set[Call] = set()
 
     def submit(self, call: Call) -> KillerFuture:
@@ -168,7 +196,7 @@ class Lane(_driver.Queue):
 
     def _enter(self, call: Call) -> None:
         self.driver.know(self)
-        self._waiting.append(call)
+        self._waiting[call] = None
         if self.driver.is_stopping or self.driver.is_exiting:
             # It was on its way when all others were ended.
             self.drop(only_endless=not self.driver.is_stopping)
@@ -177,7 +205,7 @@ class Lane(_driver.Queue):
     def advance(self) -> None:
         """Begins what may begin. For the driver's thread, as all below."""
         while self._waiting and len(self._running) < self._limit:
-            call = self._waiting.popleft()
+            call, _ = self._waiting.popitem(last=False)
             self._running.add(call)
             if not call.begin():
                 self._running.discard(call)
@@ -191,7 +219,7 @@ class Lane(_driver.Queue):
         """Takes out a call that has not begun; whether it was there."""
         if call not in self._waiting:
             return False
-        self._waiting.remove(call)
+        del self._waiting[call]
         return True
 
     def drop(self, *, only_endless: bool) -> None:
@@ -305,9 +333,9 @@ class Call(_driver.Run):
         self.let_go()
         self.lane.leave(self)
 
-    def refuse(self, error: BaseException) -> None:
+    def refuse(self, error: Callable[[], BaseException]) -> None:
         """It will not begin."""
-        self.future.settle_error(error)
+        self.future.settle_raised(error)
         self.let_go()
 
     def let_go(self) -> None:
@@ -333,15 +361,15 @@ async def wait_in_loop(future: KillerFuture) -> Any:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
-    def tell(_: object) -> None:
+    def tell() -> None:
         if not done.done():
             done.set_result(None)
 
-    def tell_loop(_: object) -> None:
+    def tell_loop() -> None:
         with contextlib.suppress(RuntimeError):  # It is closed: nobody waits any more.
-            loop.call_soon_threadsafe(tell, None)
+            loop.call_soon_threadsafe(tell)
 
-    future.add_done_callback(tell_loop)
+    future.when_done(tell_loop)
     try:
         await done
     except asyncio.CancelledError:
@@ -365,4 +393,4 @@ def completed(run: Callable[[], Any]) -> KillerFuture:
     return future
 
 
-__all__ = ["Call", "KillerFuture", "Lane", "completed", "wait_in_loop"]
+__all__ = ["Call", "KillerFuture", "Lane", "Late", "completed", "wait_in_loop"]
