@@ -137,6 +137,8 @@ class _Worker:
         self._max_memory: int | None = None
         # Set when this process is not fit for another call.
         self._spent = False
+        # Calls that came here; the native side may have served others.
+        self._calls = 0
         # Whether it holds what the host cannot have again from another worker.
         self._stays = False
         self._ready = False
@@ -170,6 +172,7 @@ class _Worker:
             self._setup(arguments if isinstance(arguments, bytes) else b"")
             return True
         self._raised = False
+        self._calls += 1
         try:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
@@ -227,6 +230,8 @@ class _Worker:
         _flush()
         known = self._functions.get(number)
         most = None if known is None else known.most_calls
+        if self._spent or (most is not None and self._calls >= most):
+            _end_children()
         return self._channel.send(kind, task, body, most) and not self._spent
 
     def publish(self, value: Any) -> None:
@@ -416,6 +421,21 @@ class _Worker:
         running = self._running
         if running is not None and os.getpid() == self._pid:
             raise TimeoutError(running.name, running.timeout, pid=self._pid)
+
+
+def _end_children() -> None:
+    """
+    Before the last answer: what calls have left running would end with us, a moment after it.
+
+    All that this process has started, by whatever way, is its child or below one.
+    """
+    # macOS has it from Python 3.13 on; without it the look takes longer, and that is all.
+    if hasattr(os, "waitid"):
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+    _core.end_descendants()
 
 
 _MISSING = object()
