@@ -414,7 +414,7 @@ class _ActorCall(_futures.Call):
                 add_note(failure, f"while {instance.name!r} was built again for {self.name!r}")
             return failure
 
-        return _futures.Late(find).get
+        return _futures.later(find)
 
     def _build_again(self) -> Callable[[], HostJob] | None:
         instance = self._instance

@@ -238,7 +238,7 @@ class KillerFunction(_Generic[P, R]):
         """What it raises, for whoever asks first: user code may run."""
         from killercall import _futures
 
-        return _futures.Late(job.failure_later(outcome)).get
+        return _futures.later(job.failure_later(outcome))
 
     def options(self, **options: Any) -> KillerFunction[P, R]:
         """

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from killercall._host import HostJob
 
 
-class Late:
-    """A value that is found out by whoever asks for it first: it takes the user's code."""
+class _Value:
+    """A value that has to be unpickled, by whoever asks for it first: that is the user's code."""
 
     def __init__(self, unpickle: Callable[[], Any]) -> None:
         self._unpickle: Callable[[], Any] | None = unpickle
@@ -50,11 +50,16 @@ class _Unread(Exception):
 
     def __init__(self, unpickle: Callable[[], BaseException]) -> None:
         super().__init__()
-        self._error = Late(unpickle)
+        self._error = _Value(unpickle)
 
     def read(self) -> BaseException:
         error: BaseException = self._error.get()
         return error
+
+
+def later(find: Callable[[], Any]) -> Callable[[], Any]:
+    """What finds something out once, for whoever asks first: that may take the user's code."""
+    return _Value(find).get
 
 
 class KillerFuture(Future):  # type: ignore[type-arg]
@@ -137,7 +142,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         except _Unread as unread:
             error = unread.read()
         else:
-            return value.get() if isinstance(value, Late) else value
+            return value.get() if isinstance(value, _Value) else value
         try:
             raise error
         finally:
@@ -149,7 +154,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         error = super().exception(timeout)
         if isinstance(error, _Unread):
             return error.read()
-        if error is None and isinstance(self._result, Late):
+        if error is None and isinstance(self._result, _Value):
             try:
                 self._result.get()
             except KeyboardInterrupt:
@@ -161,7 +166,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
     def settle(self, value: Callable[[], Any]) -> None:
         """It has a value, which is found out when it is asked for."""
         with contextlib.suppress(InvalidStateError):  # Cancelled meanwhile.
-            self.set_result(Late(value))
+            self.set_result(_Value(value))
 
     def settle_raised(self, error: Callable[[], BaseException]) -> None:
         """It has raised something, which is found out when it is asked for."""
@@ -393,4 +398,4 @@ def completed(run: Callable[[], Any]) -> KillerFuture:
     return future
 
 
-__all__ = ["Call", "KillerFuture", "Lane", "Late", "completed", "wait_in_loop"]
+__all__ = ["Call", "KillerFuture", "Lane", "completed", "later", "wait_in_loop"]

@@ -13,7 +13,7 @@ import os
 import sys
 import types
 
-from killercall import _context, _core, _payload
+from killercall import _context, _core, _globals, _payload
 from killercall._exceptions import MemoryLimitExceeded, SerializationError, TimeoutError  # ruff: ignore[builtin-import-shadowing]
 
 TYPE_CHECKING = False
@@ -149,6 +149,7 @@ class _Worker:
         # What each call finds; see `_keep_surroundings`.
         self._before: _context.Snapshot
         self._expected: _core.Surroundings
+        self._globals = _payload.globals_here = _globals.Globals(channel.forget)
 
     def serve(self) -> None:
         _prepare_process(self._channel)
@@ -185,6 +186,8 @@ class _Worker:
                 self._spent = True
                 message = "no memory for the pickled arguments"
                 raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
+            if self._globals.refresh(number):
+                self._know(number, known)
             self._arm(known)
             value = self._call(known, arguments, plain=plain)
         except _Leave:
@@ -328,13 +331,11 @@ class _Worker:
         if self._inherited and inherited is not None and inherited.initializer is not None:
             inherited.initializer(*inherited.initargs)
         elif setup["initializer"] is not None:
-            initializer, initargs = self._serializer.loads(setup["initializer"])
-            namespace = vars(sys.modules["__main__"])
-            before = dict(namespace)
+            with self._globals:
+                initializer, initargs = self._serializer.loads(setup["initializer"])
+            before = dict(vars(sys.modules["__main__"]))
             initializer(*initargs)
-            _payload.initialized_names.update(
-                name for name, value in namespace.items() if before.get(name, _MISSING) is not value
-            )
+            self._globals.keep_initialized(before)
         _reseed()
 
     def _over_memory(self, known: _Function | None, error: BaseException) -> BaseException:
@@ -353,16 +354,22 @@ class _Worker:
             if len(self._large) > _core.LARGE_FUNCTIONS_MAX:
                 oldest = self._large.popleft()
                 self._functions.pop(oldest, None)
+                self._globals.forget(oldest)
                 self._channel.forget(oldest)
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(_payload.in_bytes(pickled))
                 known = _Function(inherited.function, *rest)
             else:
-                known = _Function(*_payload.loads(self._serializer, pickled))
+                with self._globals as taken:
+                    known = _Function(*_payload.loads(self._serializer, pickled))
+                self._globals.keep(number, taken)
         except BaseException as error:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
+        self._know(number, known)
+
+    def _know(self, number: int, known: _Function) -> None:
         if not known.grace and known.most_calls is None and not known.is_async:
             self._channel.know(number, known.function)
 
@@ -371,11 +378,11 @@ class _Worker:
             args, kwargs = inherited.calls[int(_payload.in_bytes(pickled))]
         else:
             try:
-                args, kwargs = (
-                    _core.decode_plain(_payload.in_bytes(pickled), True)
-                    if plain
-                    else _payload.loads(self._serializer, pickled)
-                )
+                if plain:
+                    args, kwargs = _core.decode_plain(_payload.in_bytes(pickled), True)
+                else:
+                    with self._globals:
+                        args, kwargs = _payload.loads(self._serializer, pickled)
             except BaseException as error:
                 raise self._unloadable("arguments", error) from error
         self._running = known
@@ -438,7 +445,6 @@ def _end_children() -> None:
     _core.end_descendants()
 
 
-_MISSING = object()
 # The files of what stands around the user's function.
 _OURS = (
     __file__,
