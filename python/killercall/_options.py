@@ -95,7 +95,7 @@ ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
 # What a call can have for itself, in a worker that is there.
 METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes", "progress", "seed"}
-PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error"}
+PIPELINE_OPTIONS = CALL_OPTIONS | {"budget", "on_error"}
 
 
 def update(

@@ -22,7 +22,7 @@ from killercall._host import HostJob, Plan, check_depth, is_inline
 from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
-from killercall._stages import Reader, Stage, Writer, frames, send_frame
+from killercall._stages import Reader, Stage, Writer, frames, send_end, send_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ def killer_pipeline(
         write: called with an iterator of the results in the writer's process.
         cpus: how many workers, beside reader and writer. Default as in `killer_pmap`.
         timeout: seconds for an item, or for a batch (int or float), a `datetime.timedelta`, or
-            None. Default 4. Reading and writing have no deadline.
+            None. Default 4. Reading and writing have no deadline but the `budget`.
         ordered: whether the results come in the order of the items, or as they are done.
         batch: how many items go to `work` together, the last batch may have fewer; None for one
             by one and not in a list.
-        **options: as for `killer_pmap`, except `budget` and `start_method="fork"`. An item that
-            times out ends all (`on_timeout="raise"`) unless `on_timeout` says otherwise.
+        **options: as for `killer_pmap`, except `start_method="fork"`. An item that times out ends
+            all (`on_timeout="raise"`) unless `on_timeout` says otherwise. `budget` is for the whole
+            pipeline: when it is spent before the writer has returned, all ends with `TimeoutError`.
             `initializer` is for the workers.
 
     Between reader and writer there are at most 4 items or batches for each worker, and 16 at least.
@@ -250,6 +251,11 @@ class _Pipeline:
         # Results that wait for those before them.
         self._results: dict[int, bytes] = {}
         self._written = 0
+        # How many results were sent to the writer.
+        self._sent = 0
+        # What the stages that were over the budget have raised; which of them held up the others.
+        self._over: dict[str, BaseException] = {}
+        self._laggard: tuple[str, float] | None = None
         self._ends = (_End(self._receive, self._note_loss), _End(self._send, self._note_loss))
         # What has ended one of their threads, and when.
         self._loss: tuple[BaseException, float] | None = None
@@ -261,7 +267,16 @@ class _Pipeline:
                 name: value
                 for name, value in vars(options).items()
                 if name
-                in {"start_method", "preload", "env", "cwd", "max_memory", "serializer", "grace"}
+                in {
+                    "start_method",
+                    "preload",
+                    "env",
+                    "cwd",
+                    "max_memory",
+                    "serializer",
+                    "grace",
+                    "budget",
+                }
             }
         )
         plans = [
@@ -271,7 +286,7 @@ class _Pipeline:
         ]
         self._jobs: dict[str, HostJob] = {}
         for name, (plan, count) in zip(("read", "work", "write"), plans, strict=True):
-            self._jobs[name] = plan.job(count)
+            self._jobs[name] = plan.job(count, options.budget)
         for name in ("read", "write"):
             self._jobs[name].submit(0, ((), {}))
         plans[1][0].import_ahead()
@@ -302,14 +317,49 @@ class _Pipeline:
             for place in _core.wait_any(scopes, self._waker, _SLICE):
                 name, job = jobs[place]
                 for outcome in job.take():
-                    if name == "work":
+                    if self._is_over_budget(name, outcome):
+                        self._over.setdefault(name, job.failure(outcome))
+                    elif name == "work":
                         self._take(job, outcome)
                     elif outcome.ending != "returned":
                         raise self._named(job.failure(outcome), name)
                     elif name == "write":
                         return job.value(outcome)
+            self._check_budget()
             self._feed()
             self._check_loss()
+
+    def _is_over_budget(self, stage: str, outcome: _core.Outcome) -> bool:
+        """Whether it has ended because the budget is spent, and not an item's own time."""
+        timeout = self._options.timeout
+        return outcome.ending == "timed_out" and (
+            stage != "work" or timeout is None or outcome.elapsed < timeout
+        )
+
+    def _check_budget(self) -> None:
+        """
+        All stages that have not ended are over it at the same moment: the one that holds up the
+        others is told of.
+        """
+        if not self._over:
+            return
+        if self._laggard is None:
+            self._laggard = self._find_laggard(), time.monotonic()
+        stage, since = self._laggard
+        if stage in self._over or time.monotonic() > since + _LOSS_LIMIT:
+            failure = self._over.get(stage) or next(iter(self._over.values()))
+            state = (
+                f"{self._read} were read, {len(self._items)} are worked on, {self._sent} written"
+            )
+            add_note(failure, f"of the items of the pipeline {state}")
+            raise self._named(failure, stage)
+
+    def _find_laggard(self) -> str:
+        if self._sent < self._read - len(self._items) - len(self._results):
+            return "write"
+        if self._items or self._over.keys() == {"work"}:
+            return "work"
+        return "write" if self._has_read_all else "read"
 
     def _check_loss(self) -> None:
         """When a connection is lost, how the stage has ended tells more; if it has."""
@@ -339,9 +389,11 @@ class _Pipeline:
             frame = self._outgoing.get()
             if self._is_closed:
                 return
-            send_frame(connection, frame or b"")
             if frame is None:
+                send_end(connection)
                 return
+            send_frame(connection, frame)
+            self._sent += 1
             self._places.release()
 
     # In the caller's
