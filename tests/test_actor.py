@@ -819,3 +819,35 @@ class Napper:
 
     def nap(self) -> None:
         time.sleep(60)
+
+
+def test_threads_that_are_waited_for_at_the_end_may_call() -> None:
+    """With a deadline or without one, also for the first time; callbacks, too."""
+    code = """
+import threading, time
+from killercall import _driver, killer_actor
+@killer_actor(timeout=None)
+class Napper:
+    def nap(self, seconds):
+        time.sleep(seconds)
+        return seconds
+napper = Napper()
+driver = _driver.current()
+def wait_for_the_end():
+    while not driver.is_exiting:
+        time.sleep(0.01)
+def work():
+    print(napper.nap(0.5))
+    wait_for_the_end()
+    print(napper.nap.options(timeout=30)(0))
+    print(Napper().nap(0))
+    napper.nap.submit(0)
+def again(_):
+    wait_for_the_end()
+    print(napper.nap(0.1))
+napper.nap.submit(0).add_done_callback(again)
+threading.Thread(target=work).start()
+"""
+    result = run_script(code)
+    assert sorted(result.stdout.split()) == ["0", "0", "0.1", "0.5"]
+    assert "RuntimeError: cannot submit a call" in result.stderr

@@ -392,15 +392,24 @@ import os
 from killercall import _futures, killer_call
 call = killer_call(abs, timeout=30)
 print(call.submit(-1).result(), flush=True)
+unfinished = killer_call(__import__("time").sleep, timeout=60).submit(30)
 pid = os.fork()
 print(call.submit(-2).result(), flush=True)
 if pid == 0:
+    for ask in (unfinished.result, unfinished.exception):
+        try:
+            ask()
+        except RuntimeError as error:
+            assert "forked copy" in str(error)
+        else:
+            os._exit(1)
+    unfinished.cancel()
     os._exit(0)
-os.waitpid(pid, 0)
+print(os.waitpid(pid, 0)[1], unfinished.running(), unfinished.cancel())
 print(call.submit(-3).result())
 """
     result = run_script(code)
-    assert (result.stdout, result.stderr) == ("1\n2\n2\n3\n", "")
+    assert (result.stdout, result.stderr) == ("1\n2\n2\n0 True True\n3\n", "")
 
 
 # What user code can do to the thread that drives

@@ -375,6 +375,21 @@ def test_a_child_that_the_reader_forked_does_not_speak_for_it() -> None:
     assert killer_pipeline(read, square, to_list, cpus=1, timeout=30) == [x * x for x in range(20)]
 
 
+def test_a_child_that_the_writer_forked_takes_nothing_from_it() -> None:
+    def write(results: Iterator[int]) -> list[Any]:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                next(results)
+            except RuntimeError:
+                os._exit(3)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        return [os.waitstatus_to_exitcode(status), *results]
+
+    assert killer_pipeline(lambda: range(3), square, write, cpus=1, timeout=30) == [3, 0, 1, 4]
+
+
 def test_a_lost_connection_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever has ended our thread."""
 

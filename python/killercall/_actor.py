@@ -184,17 +184,16 @@ class _Instance:
     def wait(self, queued: _ActorCall) -> Any:
         """Waits for a call that is to be submitted; whatever ends the wait ends the call."""
         driver = self.lane.driver
-        driver.check_open()
+        driver.check_open(waits=True)
         if driver.is_current():
             # This thread would wait for itself.
             message = f"cannot wait for {queued.name!r} in the thread that drives it: use submit"
             raise RuntimeError(message)
-        if threading.current_thread().daemon:
-            # At the end of the interpreter nobody waits for it.
-            queued.has_deadline = False
+        # The end of the interpreter waits for this thread, and so for its call, or for neither.
+        queued.has_deadline = not threading.current_thread().daemon
         future = queued.future
         try:
-            self.lane.submit(queued)
+            self.lane.submit(queued, waits=True)
             return future.result()
         except BaseException as error:
             if isinstance(error, CancelledError) and future.cancelled():

@@ -27,9 +27,8 @@ _LINGER = 5.0
 class Callbacks:
     """Callbacks, which run one after the other."""
 
-    def __init__(self, perform: Callable[[Callable[[], None]], None]) -> None:
-        """`perform` runs one of them and does not raise."""
-        self._perform = perform
+    def __init__(self) -> None:
+        """Starts no thread yet."""
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # Reentrant: a finalizer may come here while this thread is here.
         self._lock = RLock()
@@ -50,7 +49,7 @@ class Callbacks:
                 # There cannot be another thread. Late is better than never.
                 self._thread = None
         while self._thread is None and not self._queue.empty():
-            self._perform(self._queue.get() or _nothing)
+            _perform(self._queue.get())
 
     def is_current(self) -> bool:
         """Whether the calling thread is that of the callbacks."""
@@ -88,14 +87,20 @@ class Callbacks:
                 continue
             if callback is None:
                 linger = 0.0
-            else:
-                self._perform(callback)
+            _perform(callback)
             # Or it would be kept until the next one.
             del callback
 
 
-def _nothing() -> None:
-    pass
+def _perform(callback: Callable[[], None] | None) -> None:
+    """Runs one; what it raises is logged, and stops no other one."""
+    try:
+        if callback is not None:
+            callback()
+    except BaseException:
+        import logging
+
+        logging.getLogger("killercall").exception("a callback of a future has failed")
 
 
 __all__ = ["Callbacks"]

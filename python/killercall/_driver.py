@@ -75,7 +75,7 @@ class Driver:
     """
 
     def __init__(self) -> None:
-        self.callbacks = Callbacks(self.perform)
+        self.callbacks = Callbacks()
         # As long as there is a thread that it might wake.
         self._waker: _core.Waker | None = None
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
@@ -92,7 +92,13 @@ class Driver:
         self._stops: list[Flag] = []
 
     def tell(self, action: Callable[[], None]) -> None:
-        """Has the thread perform an action. Any thread may call this."""
+        """
+        Has the thread perform an action. Any thread may call this.
+
+        In a forked copy of the process nothing is done: it has neither the thread nor its workers.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if self._thread is None or self._waker is None:
                 waker = _core.Waker()
@@ -142,9 +148,13 @@ class Driver:
         """Whether the thread has ended for good."""
         return self._is_exiting and self._thread is None
 
-    def check_open(self) -> None:
-        """Raises `RuntimeError` when it is too late for anything new."""
-        if self._is_exiting:
+    def check_open(self, *, waits: bool = False) -> None:
+        """
+        Raises `RuntimeError` when it is too late for anything new.
+
+        That is never so for a thread that `waits` for what it asks for, if Python waits for it.
+        """
+        if self._is_exiting and not (waits and not threading.current_thread().daemon):
             message = "cannot submit a call: the interpreter is shutting down"
             raise RuntimeError(message)
         if self._stops and (self.callbacks.is_current() or self.is_current()):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import threading
 from concurrent.futures import Future, InvalidStateError
 
@@ -87,6 +88,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
         super().__init__()
         self._condition = Condition()  # type: ignore[assignment]
         self._listeners: list[Callable[[], None]] = []
+        self._process = os.getpid()
 
     def when_done(self, listener: Callable[[], None]) -> None:
         """As `add_done_callback`, for what is ours and quick: it runs where the call ends."""
@@ -137,6 +139,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
 
     def result(self, timeout: float | None = None) -> Any:
         """The value of the call, or what it raised; waits for at most `timeout` seconds."""
+        self._check_process()
         try:
             value = super().result(timeout)
         except _Unread as unread:
@@ -151,6 +154,7 @@ class KillerFuture(Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, None if it returned; waits for at most `timeout` seconds."""
+        self._check_process()
         error = super().exception(timeout)
         if isinstance(error, _Unread):
             return error.read()
@@ -162,6 +166,14 @@ class KillerFuture(Future):  # type: ignore[type-arg]
             except BaseException as unpickling:
                 return unpickling
         return error
+
+    def _check_process(self) -> None:
+        if not self.done() and os.getpid() != self._process:
+            message = (
+                f"the call is made by process {self._process}, of which this one is a forked copy: "
+                "it will never end here"
+            )
+            raise RuntimeError(message)
 
     def settle(self, value: Callable[[], Any]) -> None:
         """It has a value, which is found out when it is asked for."""
@@ -188,9 +200,9 @@ class Lane(_driver.Queue):
         self._waiting: collections.OrderedDict[Call, None] = collections.OrderedDict()
         self._running: set[Call] = set()
 
-    def submit(self, call: Call) -> KillerFuture:
-        """Adds a call. Any thread may call this."""
-        self.driver.check_open()
+    def submit(self, call: Call, *, waits: bool = False) -> KillerFuture:
+        """Adds a call, for which the calling thread `waits`, or not. Any thread may call this."""
+        self.driver.check_open(waits=waits)
         call.lane = self
         self.driver.tell(lambda: self._enter(call))
         return call.future

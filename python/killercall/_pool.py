@@ -61,7 +61,7 @@ class _Lane(_futures.Lane):
         self._is_closing = False
         self._ended = Flag()
 
-    def check_open(self) -> None:
+    def check_open(self, *, waits: bool = False) -> None:
         """Raises unless calls can be submitted."""
         if self._broken_by is not None:
             failure = self._broken_by()
@@ -70,13 +70,13 @@ class _Lane(_futures.Lane):
         if self._is_closed:
             message = "cannot submit a call: the pool was shut down"
             raise RuntimeError(message)
-        self.driver.check_open()
+        self.driver.check_open(waits=waits)
 
-    def submit(self, call: Call) -> KillerFuture:
+    def submit(self, call: Call, *, waits: bool = False) -> KillerFuture:
         """Adds a call. Any thread may call this."""
         with self._lock:
-            self.check_open()
-            return super().submit(call)
+            self.check_open(waits=waits)
+            return super().submit(call, waits=waits)
 
     def submit_once(self, key: Any, call: Call) -> KillerFuture:
         """The same, unless there is one with this key."""

@@ -125,4 +125,18 @@ class Writer(Stage):
     def __call__(self) -> Any:
         serializer = _payload.serializer_from(self.serializer)
         with self.connect() as connection:
-            return self.function(serializer.loads(frame) for frame in frames(connection))
+            received = _of_process(os.getpid(), frames(connection))
+            return self.function(serializer.loads(frame) for frame in received)
+
+
+def _of_process(process: int, received: Iterator[bytes]) -> Iterator[bytes]:
+    """What a child that the writer forked took from the connection, the writer would wait for."""
+    while True:
+        if os.getpid() != process:
+            message = f"the results go to process {process}, of which this one is a forked copy"
+            raise RuntimeError(message)
+        try:
+            frame = next(received)
+        except StopIteration:
+            return
+        yield frame
