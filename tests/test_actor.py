@@ -660,21 +660,18 @@ def test_a_call_keeps_the_actor(tmp_path: Path) -> None:
     assert wait_until(lambda: _host.idle_workers() == 0, PATIENCE)
 
 
-def test_callbacks_submit_and_do_not_wait() -> None:
+def test_callbacks_submit_and_wait() -> None:
     counter = Counter(1)
     got: list[Any] = []
 
     def callback(_future: Any) -> None:
         got.append(counter.add.submit())
-        try:
-            counter.add()
-        except RuntimeError as error:
-            got.append(str(error))
+        got.append(counter.add())
 
     counter.add.submit().add_done_callback(callback)
     assert wait_until(lambda: len(got) == 2, PATIENCE)
     assert got[0].result(PATIENCE) == 3
-    assert "cannot wait for 'Counter.add' in a callback" in got[1]
+    assert got[1] == 4
 
 
 def test_ctrl_c_kills_the_call(tmp_path: Path) -> None:
@@ -808,3 +805,49 @@ print(counter.add())
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("1\nTrue\n1\n2\n", "")
+
+
+def test_nothing_was_published() -> None:
+    """Then the deadline is told of, as by a function."""
+    nap = killer_actor(Napper, timeout=30, on_timeout="partial")().nap
+    with pytest.raises(killercall.TimeoutError):
+        nap.options(timeout=0.2)()
+
+
+class Napper:
+    """Sleeps."""
+
+    def nap(self) -> None:
+        time.sleep(60)
+
+
+def test_threads_that_are_waited_for_at_the_end_may_call() -> None:
+    """With a deadline or without one, also for the first time; callbacks, too."""
+    code = """
+import threading, time
+from killercall import _driver, killer_actor
+@killer_actor(timeout=None)
+class Napper:
+    def nap(self, seconds):
+        time.sleep(seconds)
+        return seconds
+napper = Napper()
+driver = _driver.current()
+def wait_for_the_end():
+    while not driver.is_exiting:
+        time.sleep(0.01)
+def work():
+    print(napper.nap(0.5))
+    wait_for_the_end()
+    print(napper.nap.options(timeout=30)(0))
+    print(Napper().nap(0))
+    napper.nap.submit(0)
+def again(_):
+    wait_for_the_end()
+    print(napper.nap(0.1))
+napper.nap.submit(0).add_done_callback(again)
+threading.Thread(target=work).start()
+"""
+    result = run_script(code)
+    assert sorted(result.stdout.split()) == ["0", "0", "0.1", "0.5"]
+    assert "RuntimeError: cannot submit a call" in result.stderr

@@ -352,6 +352,131 @@ print(read())
     assert "(1, {'a': 1})\n(2, {'a': 2})\nanother function\n" == run.stdout
 
 
+@pytest.mark.parametrize("imports", ["", "import cloudpickle"])
+def test_globals_that_were_changed_back_or_deleted(imports: str) -> None:
+    """A worker that has met them follows all the same, whichever function told it of a change."""
+    script = f"""
+{imports}
+from killercall import killer_call, killer_pmap
+
+def tell(call, *args):
+    try:
+        return call(*args)
+    except NameError as error:
+        return str(error)
+
+@killer_call
+def first():
+    return value
+
+@killer_call
+def second():
+    return value, table
+
+def with_argument(x):
+    return value + x
+
+value, table = 1, [1]
+print(first(), second())
+value = 2
+print(first())
+value = 1
+print(second(), first(), first())
+value, table = 2, [1, 2]
+print(second())
+value, table = 1, [1]
+print(first(), first(), second(), killer_pmap(with_argument, range(3), cpus=1))
+value = 5
+print(second(), killer_pmap(with_argument, range(3), cpus=1), first())
+del value
+print(tell(first), "-", tell(second))
+value = 5
+print(first(), second())
+sum = 3
+total = killer_call(lambda: sum)
+print(total())
+del sum
+print(total())
+sum = 3
+print(total())
+futures = []
+late, other = killer_call(lambda: value, cpus=1), killer_call(lambda: (value, 0), cpus=1)
+for value in [1, 2, 1, 3] * 3:
+    futures += [late.submit(), other.submit()]
+print([future.result() for future in futures])
+call = killer_call(lambda function, *args: function(*args))
+value = 7
+print(call(with_argument, 1), late(), call(lambda: value), other())
+"""
+    run = run_script(script)
+
+    assert "" == run.stderr
+    numbers = [entry for value in [1, 2, 1, 3] * 3 for entry in (value, (value, 0))]
+    assert [
+        "1 (1, [1])",
+        "2",
+        "(1, [1]) 1 1",
+        "(2, [1, 2])",
+        "1 1 (1, [1]) [1, 2, 3]",
+        "(5, [1]) [5, 6, 7] 5",
+        "name 'value' is not defined - name 'value' is not defined",
+        "5 (5, [1])",
+        "3",
+        "<built-in function sum>",
+        "3",
+        str(numbers),
+        "8 7 7 (7, 0)",
+    ] == run.stdout.splitlines()
+
+
+def test_what_functions_make_of_globals_stays_in_their_worker() -> None:
+    """As long as the host does not change it, whichever function uses it; and it stays there."""
+    script = """
+import os
+from killercall import killer_call
+count, cache = 0, {}
+
+@killer_call
+def add(key):
+    global count, own
+    count += 1
+    own = count
+    cache[key] = count
+    return count
+
+@killer_call
+def look():
+    return count, dict(cache), os.getpid()
+
+@killer_call
+def find():
+    return own
+
+@killer_call
+def give():
+    global count
+    count = 70
+    return lambda: count
+
+add("a"), look(), add("b")
+print(*look()[:2], find())
+print(give()(), count, cache)
+count = 5
+print(*look()[:2], add("c"))
+count = 0
+print(*look()[:2], find())
+"""
+    run = run_script(script)
+
+    assert "" == run.stderr
+    assert [
+        "2 {'a': 1, 'b': 2} 2",
+        "0 0 {}",
+        "5 {'a': 1, 'b': 2} 6",
+        "0 {'a': 1, 'b': 2, 'c': 6} 6",
+    ] == run.stdout.splitlines()
+
+
 def test_changed_defaults_and_attributes() -> None:
     """Defaults and attributes of a local function are followed."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -388,3 +390,26 @@ def test_kill_while_forkserver_is_busy(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert isinstance(late.exception(), killercall.TimeoutError)
     assert list(range(15)) == [other.result() for other in others]
+
+
+def leave_children(stops_forkserver: bool) -> tuple[int, list[int]]:  # ruff: ignore[boolean-type-hint-positional-argument] - goes to a worker
+    """Leaves two in the background, of whom one has left the session; who has to reap them."""
+    parent = os.getppid()
+    if stops_forkserver:
+        os.kill(parent, signal.SIGSTOP)
+    command = ["sleep", "300"]
+    left = [subprocess.Popen(command, start_new_session=new).pid for new in (False, True)]
+    return parent, left
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_what_the_last_call_of_a_worker_leaves_is_dead_with_its_answer(calls: int) -> None:
+    """Nobody else has to do it."""
+    call = killer_call(leave_children, timeout=30, reuse=calls)
+    earlier = [call(False)[1] for _ in range(calls - 1)]
+    forkserver, left = call(True)
+    try:
+        running = [pid for pids in [*earlier, left] for pid in pids if is_running(pid)]
+    finally:
+        os.kill(forkserver, signal.SIGCONT)
+    assert [] == running

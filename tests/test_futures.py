@@ -16,7 +16,7 @@ import pytest
 
 import hostile
 import killercall
-from killercall import killer_call
+from killercall import _futures, killer_call
 from processes import PATIENCE, is_running, run_script, wait_until
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def test_inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 EXIT = """
 import time
-from killercall import killer_call
+from killercall import _futures, killer_call
 def write(seconds, path):
     time.sleep(seconds)
     open(path, "x").close()
@@ -372,7 +372,7 @@ print(killer_call(abs, timeout=30).submit(-1).result())
 def test_too_late_is_a_runtime_error() -> None:
     code = """
 import atexit
-from killercall import killer_call
+from killercall import _futures, killer_call
 call = killer_call(abs, timeout=5)
 def last():
     try:
@@ -389,18 +389,27 @@ print(call.submit(-2).result())
 def test_a_forked_copy_has_futures_of_its_own() -> None:
     code = """
 import os
-from killercall import killer_call
+from killercall import _futures, killer_call
 call = killer_call(abs, timeout=30)
 print(call.submit(-1).result(), flush=True)
+unfinished = killer_call(__import__("time").sleep, timeout=60).submit(30)
 pid = os.fork()
 print(call.submit(-2).result(), flush=True)
 if pid == 0:
+    for ask in (unfinished.result, unfinished.exception):
+        try:
+            ask()
+        except RuntimeError as error:
+            assert "forked copy" in str(error)
+        else:
+            os._exit(1)
+    unfinished.cancel()
     os._exit(0)
-os.waitpid(pid, 0)
+print(os.waitpid(pid, 0)[1], unfinished.running(), unfinished.cancel())
 print(call.submit(-3).result())
 """
     result = run_script(code)
-    assert (result.stdout, result.stderr) == ("1\n2\n2\n3\n", "")
+    assert (result.stdout, result.stderr) == ("1\n2\n2\n0 True True\n3\n", "")
 
 
 # What user code can do to the thread that drives
@@ -409,7 +418,7 @@ print(call.submit(-3).result())
 def test_a_slow_exception_delays_nobody_else() -> None:
     code = """
 import os, time
-from killercall import killer_call
+from killercall import _futures, killer_call
 class Slow(Exception):
     def __reduce__(self):
         return rebuild, (os.getpid(),)
@@ -489,7 +498,7 @@ def test_without_a_thread_a_submitted_call_is_refused(monkeypatch: pytest.Monkey
 def test_a_forked_copy_ends_while_its_parent_submits() -> None:
     code = """
 import os, sys, threading
-from killercall import killer_call
+from killercall import _futures, killer_call
 call = killer_call(abs, timeout=30, cpus=2)
 call.submit(-1).result()
 is_over = False
@@ -511,3 +520,92 @@ print("right")
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("right\n", "")
+
+
+def test_deadlines_do_not_wait_for_callbacks(tmp_path: Path) -> None:
+    """Nor do results, nor what callbacks wait for; `shutdown` waits until they have run."""
+    path = tmp_path / "pid"
+    may_end = threading.Event()
+    said: list[Any] = []
+    quick = killer_call(abs, timeout=30)
+
+    def linger(_: object) -> None:
+        said.append(quick.submit(-2).result(PATIENCE))
+        may_end.wait(PATIENCE)
+        said.append("end")
+
+    quick.submit(-1).add_done_callback(linger)
+    assert wait_until(lambda: bool(said), PATIENCE)
+    late = killer_call(note_pid, timeout=0.3).submit(str(path))
+    late.add_done_callback(lambda _: said.append("late"))
+    error = late.exception(PATIENCE)
+    assert isinstance(error, killercall.TimeoutError)
+    assert not any(map(is_running, pids_in(path)))
+    assert asyncio.run(quick.aio(-3)) == 3
+    assert said == [2], "the callback goes on"
+    may_end.set()
+    killercall.shutdown()
+    assert said == [2, "end", "late"]
+
+
+def test_user_code_of_failures_does_not_run_in_the_thread_that_drives() -> None:
+    """Exceptions and publications are unpickled by whoever asks."""
+    code = """
+import os, threading, time
+from killercall import KillerPool, killer_actor, killer_call, publish
+class Slow(Exception):
+    def __reduce__(self):
+        return rebuild, (os.getpid(),)
+def rebuild(pid):
+    if os.getpid() != pid:
+        time.sleep(0 if threading.current_thread().name == "MainThread" else 3600)
+    return Slow()
+def fail(*_):
+    raise Slow
+def hang(*_):
+    publish(Slow())
+    time.sleep(3600)
+@killer_actor(timeout=30)
+class Object:
+    fail, hang = fail, hang
+def told(future):
+    error = future.exception(20)
+    return type(error).__name__, type(getattr(error, "partial", None)).__name__
+actor = Object()
+print(told(actor.fail.submit()), told(actor.hang.options(timeout=0.5).submit()))
+with KillerPool(1, timeout=0.5) as pool:
+    print(told(pool.submit(hang)))
+    try:
+        list(pool.map(fail, range(2), chunksize=2))
+    except Slow:
+        print("Slow")
+broken = KillerPool(1, initializer=fail)
+print(told(broken.submit(abs, -1)))
+print(killer_call(abs, timeout=30).submit(-1).result())
+"""
+    result = run_script(code)
+    expected = (
+        "('Slow', 'NoneType') ('TimeoutError', 'Slow')\n('TimeoutError', 'Slow')\nSlow\n"
+        "('WorkerStartError', 'NoneType')\n1\n"
+    )
+    assert (result.stdout, result.stderr) == (expected, "")
+
+
+def test_cancelling_many_takes_a_time_in_proportion() -> None:
+    """Those that wait their turn; the last ones first."""
+
+    def seconds(count: int) -> float:
+        lane = _futures.Lane(0)
+        calls = [
+            _futures.Call(lambda: None, print, has_deadline=True, gently=False)  # type: ignore[arg-type, return-value]
+            for _ in range(count)
+        ]
+        for call in calls:
+            lane._enter(call)
+        start = time.perf_counter()
+        assert all(lane.withdraw(call) for call in reversed(calls))
+        assert not lane.withdraw(calls[0])
+        return time.perf_counter() - start
+
+    few = min(seconds(1_000) for _ in range(2))
+    assert min(seconds(16_000) for _ in range(2)) < 80 * few

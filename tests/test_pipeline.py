@@ -9,12 +9,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import pytest
 
 import killercall
 from killercall import killer_call, killer_pipeline
 from killercall._pipeline import _End
-from processes import PATIENCE, is_running, run_script, wait_until
+from processes import PATIENCE, is_running, run_script, took, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -428,7 +429,7 @@ def test_what_progress_raises_ends_the_pipeline(capsys: pytest.CaptureFixture[st
         ({"batch": "all"}, TypeError, "batch must be"),
         ({"timeout": -1}, ValueError, "timeout must be"),
         ({"start_method": "fork"}, ValueError, "not read yet"),
-        ({"budget": 3}, TypeError, "killer_pipeline has no option 'budget'"),
+        ({"budget": 0}, ValueError, "budget must be greater than 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -451,6 +452,21 @@ def test_a_child_that_the_reader_forked_does_not_speak_for_it() -> None:
             yield number
 
     assert killer_pipeline(read, square, to_list, cpus=1, timeout=30) == [x * x for x in range(20)]
+
+
+def test_a_child_that_the_writer_forked_takes_nothing_from_it() -> None:
+    def write(results: Iterator[int]) -> list[Any]:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                next(results)
+            except RuntimeError:
+                os._exit(3)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        return [os.waitstatus_to_exitcode(status), *results]
+
+    assert killer_pipeline(lambda: range(3), square, write, cpus=1, timeout=30) == [3, 0, 1, 4]
 
 
 def test_a_lost_connection_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,3 +529,77 @@ def test_a_connection_that_comes_while_it_is_closed_is_closed_too() -> None:
         stage.sendall(end.secret)
         end.close()
     assert [-1] == [connection.fileno() for connection in accepted]
+
+
+class Lean:
+    """A serializer that takes no bytes for None."""
+
+    def dumps(self, value: Any) -> bytes:
+        return b"" if value is None else cloudpickle.dumps(value)
+
+    def loads(self, data: bytes) -> Any:
+        return cloudpickle.loads(data) if data else None
+
+
+def test_an_item_of_no_bytes_is_not_the_end() -> None:
+    """Nor is a result."""
+    items = [1, None, 2, b"", b"\0" * 8, b"\xff" * 8]
+    got = killer_pipeline(
+        lambda: items, lambda item: item, to_list, cpus=1, timeout=30, serializer=Lean()
+    )
+    assert got == items
+
+
+def test_a_budget_ends_stages_that_hang() -> None:
+    """And the one that has held up the others is told of; to be stopped is not death."""
+
+    def read() -> Iterator[int]:
+        yield 1
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def write(results: Iterator[int]) -> None:
+        next(results)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    assert killer_pipeline(lambda: range(3), lambda x: x, sum, timeout=None, budget=60) == 3
+    stages: list[tuple[str, tuple[Any, Any, Any]]] = [
+        ("1 were read, 0 are worked on, 1 written", (read, lambda x: x, list)),
+        (
+            "2 were read, 2 are worked on, 0 written",
+            (lambda: range(2), lambda x: threading.Event().wait(60 + x), list),
+        ),
+        ("were read, 0 are worked on", (lambda: range(60), lambda _: "x" * 1_000_000, write)),
+    ]
+    for (note, functions), stage in zip(stages, ("read", "work", "write"), strict=True):
+        with took(1, PATIENCE), pytest.raises(killercall.TimeoutError) as raised:
+            killer_pipeline(*functions, cpus=1, timeout=None, budget=1)
+        assert "did not finish within the budget of 1s" in str(raised.value)
+        assert raised.value.stage == stage
+        assert note in str(raised.value.__notes__)
+
+
+def test_an_interrupt_ends_a_stopped_stage() -> None:
+    code = """
+import os, signal, threading, time
+from killercall import killer_pipeline
+def stop():
+    os.kill(host, signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGSTOP)
+def read():
+    yield 1
+    stop()
+def write(results):
+    next(results)
+    stop()
+def interrupt(*_):
+    raise KeyboardInterrupt
+host = os.getpid()
+signal.signal(signal.SIGUSR1, interrupt)
+for stages in [(read, abs, list), (lambda: range(3), abs, write)]:
+    try:
+        killer_pipeline(*stages, cpus=1, timeout=None)
+    except KeyboardInterrupt:
+        print("interrupted", threading.active_count())
+"""
+    result = run_script(code)
+    assert (result.stdout, result.stderr) == ("interrupted 1\ninterrupted 1\n", "")

@@ -14,6 +14,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import (
     ALL_COMPLETED,
@@ -1230,7 +1231,7 @@ def test_shutdown_after_what_cannot_be_pickled(single: KillerPool) -> None:
 
 
 def test_shutdown_in_a_callback() -> None:
-    """It cannot wait for itself."""
+    """It waits for the calls, and not for itself."""
     pool = KillerPool(1, timeout=30)
     future = pool.submit(hostile.nap, 0.2)
     future.add_done_callback(lambda _: pool.shutdown())
@@ -1604,3 +1605,18 @@ def test_making_one_starts_nothing() -> None:
     assert not _host._shared.roster.has_server()
     pool.shutdown()
     assert not _host._shared.roster.has_server()
+
+
+def test_what_was_published_in_a_chunk() -> None:
+    """Takes the place of the item; where nothing was, the deadline is told of."""
+
+    def hang(value: int) -> None:
+        if value == 0:
+            killercall.publish(value)
+        time.sleep(60)
+
+    with KillerPool(1, timeout=0.5, on_timeout="partial") as pool:
+        found = pool.map(hang, range(2), chunksize=2)
+        assert next(found) == 0
+        with pytest.raises(killercall.TimeoutError):
+            next(found)

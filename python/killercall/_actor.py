@@ -24,6 +24,7 @@ from killercall._host import (
 from killercall._objects import NotHereError, build, call, call_async
 from killercall._options import ACTOR_OPTIONS, METHOD_OPTIONS, Options, check_timeout, update
 from killercall._payload import dumps, short_repr
+from killercall._waiting import Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class _Instance:
         self.lane = _futures.Lane(1)
         # Of the worker that had the instance last, and what is known of its end.
         self.pid: int | None = None
-        self.why: str | None = None
+        self.why: Callable[[], str] | None = None
         self.is_lost = False
         self._process = os.getpid()
         self._is_closing = False
         self._is_closed = False
-        self._closed: list[threading.Event] = []
+        self._closed: list[Flag] = []
         self._lock = threading.Lock()
         self._plans: dict[Any, Plan] = {}
         self._packed = self._pack_constructor(actor_class, args, kwargs)
@@ -135,7 +136,7 @@ class _Instance:
 
     def refusal(self, name: str) -> WorkerDied:
         """What a call gets when the instance is lost for good."""
-        why = self.why or "it died while it was idle"
+        why = "it died while it was idle" if self.why is None else self.why()
         reason = f"is gone ({why}), and restart=False says not to build {self.name!r} again"
         return WorkerDied(name, None, pid=self.pid, reason=reason)
 
@@ -188,17 +189,16 @@ class _Instance:
         """Waits for a call that is to be submitted; whatever ends the wait ends the call."""
         __tracebackhide__ = True
         driver = self.lane.driver
-        driver.check_open()
+        driver.check_open(waits=True)
         if driver.is_current():
             # This thread would wait for itself.
-            message = f"cannot wait for {queued.name!r} in a callback of a future: use submit"
+            message = f"cannot wait for {queued.name!r} in the thread that drives it: use submit"
             raise RuntimeError(message)
-        if threading.current_thread().daemon:
-            # At the end of the interpreter nobody waits for it.
-            queued.has_deadline = False
+        # The end of the interpreter waits for this thread, and so for its call, or for neither.
+        queued.has_deadline = not threading.current_thread().daemon
         future = queued.future
         try:
-            self.lane.submit(queued)
+            self.lane.submit(queued, waits=True)
             # What it has raised is raised by its caller, which is nearer to the user.
             future.exception()
             return future  # ruff: ignore[try-consider-else] - it may be interrupted until here
@@ -237,12 +237,12 @@ class _Instance:
             # So there is nothing that runs or waits.
             self.end()
             return
-        closed = threading.Event()
+        closed = Flag()
         driver.tell(lambda: self._cancel_all(closed))
         if not driver.is_current():
             closed.wait()
 
-    def _cancel_all(self, closed: threading.Event) -> None:
+    def _cancel_all(self, closed: Flag) -> None:
         self._closed.append(closed)
         self.lane.drop(only_endless=False)
         for running in list(self.lane._running):
@@ -298,7 +298,7 @@ class _ActorCall(_futures.Call):
         self._builds = 0
         # The method has the actor, whose worker must not end before this call.
         self._method = method
-        self._gone = threading.Event()
+        self._gone = Flag()
 
     @staticmethod
     def _no_finish(*_parts: Any) -> None:
@@ -376,7 +376,7 @@ class _ActorCall(_futures.Call):
         """Settles the future, unless there is more to do first."""
         instance, job = self._instance, self.job
         if self.future.cancelled():
-            instance.why = f"the call of function {self.name!r} was cancelled"
+            instance.why = lambda: f"the call of function {self.name!r} was cancelled"
             return None
         if outcome.ending == "returned" and self._is_building:
             self._is_building = False
@@ -389,25 +389,38 @@ class _ActorCall(_futures.Call):
             self.future.settle(lambda: job.value(outcome))
             return None
         if job.is_partial(outcome) and not self._is_building:
-            instance.why = f"function {self.name!r} timed out"
+            instance.why = lambda: f"function {self.name!r} timed out"
             instance.is_lost = not instance.restart
             self.future.settle(lambda: job.partial(outcome))
             return None
-        failure = job.failure(outcome)
-        if type(failure) is NotHereError and failure.owner == instance._owner.number:
+        if job.has_raised(outcome, NotHereError(instance._owner.number)):
             return self._build_again()
+        failure = self._failure(job, outcome)
         if outcome.ending in _DEADLY:
-            instance.why = str(failure)
+            instance.why = lambda: str(failure())
             instance.is_lost = not instance.restart
-        if self._is_building and not self._is_constructor:
-            add_note(failure, f"while {instance.name!r} was built again for {self.name!r}")
         on_timeout = self._options.on_timeout
-        if outcome.ending != "timed_out" or self._is_building or on_timeout == "raise":
-            self.future.settle_error(failure)
+        is_settled = outcome.ending == "timed_out" and not self._is_building
+        if is_settled and on_timeout == "return":
+            self.future.settle(failure)
+        elif is_settled and on_timeout == "default":
+            self.future.settle(lambda: self._options.default)
         else:
-            instead = failure if on_timeout == "return" else self._options.default
-            self.future.settle(lambda: instead)
+            self.future.settle_raised(failure)
         return None
+
+    def _failure(self, job: HostJob, outcome: _core.Outcome) -> Callable[[], BaseException]:
+        """What it raises, for whoever asks first: user code may run."""
+        instance, is_built_again = self._instance, self._is_building and not self._is_constructor
+        found = job.failure_later(outcome)
+
+        def find() -> BaseException:
+            failure = found()
+            if is_built_again:
+                add_note(failure, f"while {instance.name!r} was built again for {self.name!r}")
+            return failure
+
+        return _futures.later(find)
 
     def _build_again(self) -> Callable[[], HostJob] | None:
         instance = self._instance
@@ -500,8 +513,8 @@ class ActorMethod:
         Calls the method and waits for it; as a decorated function, see `killer_call`.
 
         Raises:
-            RuntimeError: the actor is closed, or this is a callback of a future, which must not
-                wait, or a forked copy of the process that has made the actor.
+            RuntimeError: the actor is closed, or this is a forked copy of the process that has made
+                it.
         """
         __tracebackhide__ = True
         if self._is_async:

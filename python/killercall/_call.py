@@ -266,19 +266,20 @@ class KillerFunction(_Generic[P, R]):
         if job.is_partial(outcome):
             future.settle(lambda: job.partial(outcome))
             return
-        if outcome.ending == "raised":
-            future.settle_raised(lambda: self._failure(job, outcome))
-            return
         failure = self._failure(job, outcome)
         on_timeout = self._killercall_options.on_timeout
-        if outcome.ending == "timed_out" and on_timeout in {"return", "default"}:
-            instead = failure if on_timeout == "return" else self._killercall_options.default
-            future.settle(lambda: instead)
+        if outcome.ending != "timed_out" or on_timeout not in {"return", "default"}:
+            future.settle_raised(failure)
+        elif on_timeout == "return":
+            future.settle(failure)
         else:
-            future.settle_error(failure)
+            future.settle(lambda: self._killercall_options.default)
 
-    def _failure(self, job: HostJob, outcome: _core.Outcome) -> BaseException:
-        return job.failure(outcome)
+    def _failure(self, job: HostJob, outcome: _core.Outcome) -> Callable[[], BaseException]:
+        """What it raises, for whoever asks first: user code may run."""
+        from killercall import _futures
+
+        return _futures.later(job.failure_later(outcome))
 
     if TYPE_CHECKING:
 

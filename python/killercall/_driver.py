@@ -3,7 +3,8 @@ The thread that drives what has no waiting caller: futures, streams, pools and a
 
 There is one at most, from the first need on until nothing has been left to do for a while. Whatever
 it drives belongs to it alone: other threads leave it an action, and it wakes up to perform that. So
-nothing here is locked while user code may run, and nothing is done twice.
+nothing here is locked while user code may run, and nothing is done twice. It keeps the deadlines of
+all that it drives, so it runs no code of the user's; callbacks have a thread of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import weakref
 from _thread import RLock
 
 from killercall import _core
+from killercall._callbacks import Callbacks
+from killercall._waiting import Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,9 +67,15 @@ class Queue(abc.ABC):
 
 
 class Driver:
-    """The thread, and what it drives."""
+    """
+    The thread, and what it drives.
+
+    Attributes:
+        callbacks: where callbacks of futures run.
+    """
 
     def __init__(self) -> None:
+        self.callbacks = Callbacks()
         # As long as there is a thread that it might wake.
         self._waker: _core.Waker | None = None
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
@@ -78,10 +87,18 @@ class Driver:
         self._pid = os.getpid()
         self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
         # Those who wait until nothing is driven any more, after which the thread ends.
-        self._stopping: list[threading.Event] = []
+        self._stopping: list[Flag] = []
+        # Those who wait for the callbacks as well.
+        self._stops: list[Flag] = []
 
     def tell(self, action: Callable[[], None]) -> None:
-        """Has the thread perform an action. Any thread may call this."""
+        """
+        Has the thread perform an action. Any thread may call this.
+
+        In a forked copy of the process nothing is done: it has neither the thread nor its workers.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if self._thread is None or self._waker is None:
                 waker = _core.Waker()
@@ -131,12 +148,16 @@ class Driver:
         """Whether the thread has ended for good."""
         return self._is_exiting and self._thread is None
 
-    def check_open(self) -> None:
-        """Raises `RuntimeError` when it is too late for anything new."""
-        if self._is_exiting:
+    def check_open(self, *, waits: bool = False) -> None:
+        """
+        Raises `RuntimeError` when it is too late for anything new.
+
+        That is never so for a thread that `waits` for what it asks for, if Python waits for it.
+        """
+        if self._is_exiting and not (waits and not threading.current_thread().daemon):
             message = "cannot submit a call: the interpreter is shutting down"
             raise RuntimeError(message)
-        if self._stopping and self.is_current():
+        if self._stops and (self.callbacks.is_current() or self.is_current()):
             # A callback of what is cancelled would have us go on for ever.
             message = "cannot submit a call from a callback while shutdown() ends all calls"
             raise RuntimeError(message)
@@ -215,6 +236,7 @@ class Driver:
         thread = self._thread
         if thread is None or self._is_exiting:
             self._is_exiting = True
+            self.callbacks.finish()
             return
         self.tell(self._begin_exit)
         try:
@@ -222,6 +244,7 @@ class Driver:
         except KeyboardInterrupt:
             self.tell(self._kill_all)
             thread.join()
+        self.callbacks.finish()
 
     def _begin_exit(self) -> None:
         self._is_exiting = True
@@ -238,17 +261,28 @@ class Driver:
                 run.end()
 
     def stop(self) -> None:
-        """Ends all that is driven, and the thread. Does nothing in the driver's own thread."""
-        if self._thread is None or self.is_current():
+        """
+        Ends all that is driven, and both threads. Does nothing in the driver's own thread.
+
+        Callbacks are waited for, except by one of them.
+        """
+        if self.is_current() or os.getpid() != self._pid:
             return
-        stopped = threading.Event()
+        stopped = Flag()
 
         def begin() -> None:
             self._stopping.append(stopped)
             self._kill_all()
 
-        self.tell(begin)
-        stopped.wait()
+        self._stops.append(stopped)
+        try:
+            if self.tell_if_running(begin):
+                stopped.wait()
+            if not self._is_exiting:
+                # Those were waited for then.
+                self.callbacks.finish()
+        finally:
+            self._stops.remove(stopped)
 
 
 _current: Driver | None = None
@@ -267,6 +301,12 @@ def current() -> Driver:
         return _current
 
 
+def in_its_thread() -> Driver | None:
+    """The driver of this process if the calling thread is its own."""
+    driver = _current
+    return driver if driver is not None and driver.is_current() else None
+
+
 def stop() -> None:
     """Ends all that is driven in this process."""
     if _current is not None:
@@ -281,4 +321,4 @@ def _start_anew() -> None:
 
 os.register_at_fork(after_in_child=_start_anew)
 
-__all__ = ["Driver", "Run", "current", "stop"]
+__all__ = ["Driver", "Run", "current", "in_its_thread", "stop"]

@@ -185,9 +185,11 @@ def killer_exec(
             then, `cmd` is the command.
         MemoryLimitExceeded: it used more than `max_memory`.
         subprocess.CalledProcessError: the exit code was not 0, with `check`.
-        OSError: there is no such program, say.
+        OSError: as `subprocess` raises it: FileNotFoundError where there is no such program or
+            directory, PermissionError where it cannot be executed.
         TypeError: a wrong type of argument.
-        ValueError: a wrong value, such as a timeout that is not positive.
+        ValueError: a wrong value, such as a timeout that is not positive, or a command without a
+            program.
 
     Example:
         >>> from killercall import killer_exec
@@ -200,15 +202,15 @@ def killer_exec(
     """
     import subprocess
 
-    # What may be read only once is read here.
     __tracebackhide__ = True
-    command = cmd if isinstance(cmd, (str, bytes, os.PathLike)) else list(cmd)
+    command = _check_command(cmd, shell=shell)
     seconds = check_timeout("timeout", timeout)
     most = CHECKS["max_memory"]("max_memory", max_memory)
     codec = _Codec(encoding or "locale", errors) if text or encoding or errors else None
     given = _encoded(input, codec)
     streams = _streams(given, stdin, stdout, stderr, capture_output=capture_output)
-    keywords = {**streams, "env": None if env is None else dict(env), "cwd": cwd, "shell": shell}
+    directory = None if cwd is None else _check_text("cwd", cwd)
+    keywords = {**streams, "env": _check_env(env), "cwd": directory, "shell": shell}
     if is_inline():
         code, out, err = _run_inline(command, given, keywords)
     else:
@@ -227,6 +229,55 @@ def killer_exec(
     if check:
         completed.check_returncode()
     return completed
+
+
+def _check_command(cmd: Any, *, shell: bool) -> str | bytes | list[str | bytes]:
+    """What subprocess takes; read once, as that may be all that is possible."""
+    if isinstance(cmd, (str, bytes, os.PathLike)):
+        command = _check_text("cmd", cmd)
+        if command or shell:
+            return command
+    else:
+        try:
+            parts = list(cmd)
+        except TypeError:
+            raise TypeError(_not_text("cmd", cmd, "a program with its arguments")) from None
+        command_line = [_check_text("cmd", part) for part in parts]
+        if command_line and command_line[0]:
+            return command_line
+    message = f"cmd must name a program, not {short_repr(cmd)}"
+    raise ValueError(message)
+
+
+def _check_text(name: str, value: Any) -> str | bytes:
+    try:
+        text: str | bytes = os.fspath(value)
+    except TypeError:
+        raise TypeError(_not_text(name, value, "a string, bytes or a path")) from None
+    if "\0" in os.fsdecode(text):
+        message = f"{name} must be without null bytes, not {short_repr(value)}"
+        raise ValueError(message)
+    return text
+
+
+def _not_text(name: str, value: Any, expected: str) -> str:
+    kind = type(value).__qualname__
+    return f"{name} must be {expected}, not {short_repr(value)} of type {kind}"
+
+
+def _check_env(env: Any) -> dict[str | bytes, str | bytes] | None:
+    if env is None:
+        return None
+    try:
+        entries = dict(env)
+    except (TypeError, ValueError):
+        raise TypeError(_not_text("env", env, "a mapping of strings")) from None
+    found = {_check_text("env", name): _check_text("env", entry) for name, entry in entries.items()}
+    for name in found:
+        if not name or "=" in os.fsdecode(name):
+            message = f"env has a variable that no environment can hold: {short_repr(name)}"
+            raise ValueError(message)
+    return found
 
 
 def _streams(
@@ -314,8 +365,8 @@ def _run(cmd: Any, arguments: tuple[Any, ...], options: Options, codec: _Codec |
 
 def _name(cmd: Any) -> str:
     """What to call it in messages."""
-    if not isinstance(cmd, (str, bytes, os.PathLike)):
-        cmd = cmd[0] if cmd else ""
+    if not isinstance(cmd, (str, bytes)):
+        cmd = cmd[0]
     text = os.fsdecode(cmd)
     return text if len(text) <= 60 else text[:57] + "..."  # ruff: ignore[magic-value-comparison]
 

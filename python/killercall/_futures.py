@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import threading
 from concurrent.futures import Future, InvalidStateError
 
 from killercall import _driver
 from killercall._exceptions import leave_out_ours
+from killercall._waiting import Condition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,12 +60,18 @@ class _Unread(Exception):
         return error
 
 
+def later(find: Callable[[], Any]) -> Callable[[], Any]:
+    """What finds something out once, for whoever asks first: that may take the user's code."""
+    return _Value(find).get
+
+
 class KillerFuture(Future["R"]):
     """
     The future of a call in a worker process. Made by `submit`.
 
     As `concurrent.futures.Future`, but a call that runs can be cancelled: its worker is killed,
-    with all that it has started. Callbacks run in a thread of ours, and should be quick.
+    with all that it has started. Callbacks run one after the other in a thread of their own, or in
+    that which cancels it; deadlines do not wait for them.
 
     Example:
         >>> import time
@@ -76,6 +84,32 @@ class KillerFuture(Future["R"]):
     """
 
     _call: Call | None = None
+
+    def __init__(self) -> None:
+        """Made by `submit`."""
+        super().__init__()
+        self._condition = Condition()  # type: ignore[assignment]
+        self._listeners: list[Callable[[], None]] = []
+        self._process = os.getpid()
+
+    def when_done(self, listener: Callable[[], None]) -> None:
+        """As `add_done_callback`, for what is ours and quick: it runs where the call ends."""
+        with self._condition:
+            if not self.done():
+                self._listeners.append(listener)
+                return
+        listener()
+
+    def _invoke_callbacks(self) -> None:
+        """It has ended: the base class comes here for all ways to do so."""
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
+        driver = _driver.in_its_thread()
+        if driver is None:
+            super()._invoke_callbacks()  # type: ignore[misc]
+        elif self._done_callbacks:  # type: ignore[attr-defined]
+            driver.callbacks.run(super()._invoke_callbacks)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         """Says how far it is; not what it has, which may have to be unpickled."""
@@ -98,7 +132,7 @@ class KillerFuture(Future["R"]):
                 # Before the callbacks: these are the user's.
                 if call is not None:
                     call.stop()
-                self._invoke_callbacks()  # type: ignore[attr-defined]
+                self._invoke_callbacks()
                 return True
             return super().cancel()
         finally:
@@ -123,6 +157,7 @@ class KillerFuture(Future["R"]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, None if it returned; waits for at most `timeout` seconds."""
         __tracebackhide__ = True
+        self._check_process()
         error = super().exception(timeout)
         if isinstance(error, _Unread):
             return error.read()
@@ -134,6 +169,14 @@ class KillerFuture(Future["R"]):
             except BaseException as unpickling:
                 return unpickling
         return error
+
+    def _check_process(self) -> None:
+        if not self.done() and os.getpid() != self._process:
+            message = (
+                f"the call is made by process {self._process}, of which this one is a forked copy: "
+                "it will never end here"
+            )
+            raise RuntimeError(message)
 
     def settle(self, value: Callable[[], Any]) -> None:
         """It has a value, which is found out when it is asked for."""
@@ -156,12 +199,13 @@ class Lane(_driver.Queue):
     def __init__(self, limit: int) -> None:
         self.driver = _driver.current()
         self._limit = limit
-        self._waiting: collections.deque[Call] = collections.deque()
+        # By itself; so one of many is taken out as quickly as one of few.
+        self._waiting: collections.OrderedDict[Call, None] = collections.OrderedDict()
         self._running: set[Call] = set()
 
-    def submit(self, call: Call) -> KillerFuture[Any]:
-        """Adds a call. Any thread may call this."""
-        self.driver.check_open()
+    def submit(self, call: Call, *, waits: bool = False) -> KillerFuture[Any]:
+        """Adds a call, for which the calling thread `waits`, or not. Any thread may call this."""
+        self.driver.check_open(waits=waits)
         call.lane = self
         self.driver.tell(lambda: self._enter(call))
         return call.future
@@ -172,7 +216,7 @@ class Lane(_driver.Queue):
 
     def _enter(self, call: Call) -> None:
         self.driver.know(self)
-        self._waiting.append(call)
+        self._waiting[call] = None
         if self.driver.is_stopping or self.driver.is_exiting:
             # It was on its way when all others were ended.
             self.drop(only_endless=not self.driver.is_stopping)
@@ -181,7 +225,7 @@ class Lane(_driver.Queue):
     def advance(self) -> None:
         """Begins what may begin. For the driver's thread, as all below."""
         while self._waiting and len(self._running) < self._limit:
-            call = self._waiting.popleft()
+            call, _ = self._waiting.popitem(last=False)
             self._running.add(call)
             if not call.begin():
                 self._running.discard(call)
@@ -195,7 +239,7 @@ class Lane(_driver.Queue):
         """Takes out a call that has not begun; whether it was there."""
         if call not in self._waiting:
             return False
-        self._waiting.remove(call)
+        del self._waiting[call]
         return True
 
     def drop(self, *, only_endless: bool) -> None:
@@ -309,9 +353,9 @@ class Call(_driver.Run):
         self.let_go()
         self.lane.leave(self)
 
-    def refuse(self, error: BaseException) -> None:
+    def refuse(self, error: Callable[[], BaseException]) -> None:
         """It will not begin."""
-        self.future.settle_error(error)
+        self.future.settle_raised(error)
         self.let_go()
 
     def let_go(self) -> None:
@@ -336,15 +380,15 @@ async def wait_in_loop(future: KillerFuture[Any]) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
-    def tell(_: object) -> None:
+    def tell() -> None:
         if not done.done():
             done.set_result(None)
 
-    def tell_loop(_: object) -> None:
+    def tell_loop() -> None:
         with contextlib.suppress(RuntimeError):  # It is closed: nobody waits any more.
-            loop.call_soon_threadsafe(tell, None)
+            loop.call_soon_threadsafe(tell)
 
-    future.add_done_callback(tell_loop)
+    future.when_done(tell_loop)
     try:
         await done
     except asyncio.CancelledError:
@@ -368,4 +412,4 @@ def completed(run: Callable[[], Any]) -> KillerFuture[Any]:
     return future
 
 
-__all__ = ["Call", "KillerFuture", "Lane", "completed", "wait_in_loop"]
+__all__ = ["Call", "KillerFuture", "Lane", "completed", "later", "wait_in_loop"]

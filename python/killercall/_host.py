@@ -39,12 +39,14 @@ from killercall._exceptions import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pickle
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from killercall._options import Options
 
     Call = tuple[tuple[Any, ...], dict[str, Any]]
+    # As `_core.Job.start_error` has it.
+    StartFailure = tuple[str, int | None, int | None, int | None, bytes | None]
 else:
     import _pickle as pickle
 
@@ -424,6 +426,16 @@ class HostJob:
         what = f"what function {self.name!r} has published"
         return _loads(self._options, outcome.partial, what, plain=outcome.partial_plain)
 
+    @staticmethod
+    def has_raised(outcome: _core.Outcome, error: Exception) -> bool:
+        """Whether a call raised one of this very type, with this text; unpickles nothing."""
+        if outcome.ending != "raised":
+            return False
+        described = pickle.loads(_payload.in_bytes(outcome.body or b""))
+        kind = type(error)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return (described["type"], described["message"]) == (name, str(error))
+
     def failure(self, outcome: _core.Outcome) -> BaseException:
         """The exception for a call that did not return."""
         match outcome.ending:
@@ -451,7 +463,7 @@ class HostJob:
                     stack=_stack.readable(outcome.stack),
                 )
             case "not_started":
-                return self._not_started()
+                return self._not_started(self._job.start_error())
             case other:
                 return KillerError(f"the call of function {self.name!r} was {other}")
 
@@ -514,8 +526,14 @@ class HostJob:
         failure.__cause__ = cause
         return failure
 
-    def _not_started(self) -> WorkerStartError | MemoryLimitExceeded:
-        found = self._job.start_error()
+    def failure_later(self, outcome: _core.Outcome) -> Callable[[], BaseException]:
+        """The same, found out in any thread: the user's code may run. The job is asked now."""
+        if outcome.ending == "not_started":
+            found = self._job.start_error()
+            return lambda: self._not_started(found)
+        return lambda: self.failure(outcome)
+
+    def _not_started(self, found: StartFailure | None) -> WorkerStartError | MemoryLimitExceeded:
         if found is None:
             return WorkerStartError("no worker could be started")
         message, errno, exitcode, used, body = found

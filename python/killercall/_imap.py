@@ -675,7 +675,7 @@ class _Consumer:
         if self._drives:
             return
         if self._driver.is_current():
-            message = "a callback of a future cannot go on with a map that was begun elsewhere"
+            message = "the thread that drives a map cannot go on with it"
             raise RuntimeError(message)
         if self._driver.has_ended:
             self._drives = True

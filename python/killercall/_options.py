@@ -80,14 +80,14 @@ class Options:
             "raise", of an item "default". By default "raise" of a call, "default" of an item.
         on_error: of maps and pipelines: "raise" (default), "default" or "return", where an item
             raises or its worker dies.
-        budget: of maps: seconds for all of it; what has not ended by then counts as timed out.
-            None (default) is no limit.
+        budget: of maps and pipelines: seconds for all of it; what has not ended by then counts as
+            timed out. None (default) is no limit.
         cpus: how many run at a time, 1 or more. By default the available CPUs less 2, but at least
             2 where there are 2.
         outcomes: of maps: True returns records of all items (`Outcomes`) and raises nothing for
             them.
-        progress: of maps: True or a description shows a bar; a callable gets `(done, timed_out,
-            failed, total)`.
+        progress: of maps and pipelines: True or a description shows a bar; a callable gets
+            `(done, timed_out, failed, total)`.
         seed: of maps: an int from which each item has its own `random` and `numpy.random`. None by
             default.
 
@@ -216,7 +216,7 @@ ACTOR_OPTIONS = CALL_OPTIONS - {"retries", "retry_on", "reuse"}
 # What a call can have for itself, in a worker that is there.
 METHOD_OPTIONS = frozenset({"default", "grace", "on_timeout", "timeout"})
 MAP_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "outcomes", "progress", "seed"}
-PIPELINE_OPTIONS = CALL_OPTIONS | {"on_error", "progress"}
+PIPELINE_OPTIONS = CALL_OPTIONS | {"budget", "on_error", "progress"}
 
 
 def update(

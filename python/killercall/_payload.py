@@ -19,6 +19,7 @@ written once, into a file that the receiver maps.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copyreg
 import functools
@@ -42,10 +43,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import enum
     import pickle
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Protocol
 
     from killercall import _pickler
+    from killercall._globals import Globals
 else:
     import _pickle as pickle
 
@@ -233,8 +235,22 @@ def _unwrap(decorated: Any) -> Any:
     return decorated.__wrapped__
 
 
-# Names in `__main__` that an initializer of this worker has assigned: they win over the host's.
-initialized_names: set[str] = set()
+# In a worker: what becomes of the globals that functions of `__main__` bring along.
+globals_here: Globals | None = None
+
+# Names of builtins that globals of `__main__` have hidden at some time.
+_hidden: set[str] = set()
+
+
+def absent_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the globals that a function uses which there are none of in `__main__`."""
+    namespace = vars(sys.modules["__main__"])
+    _hidden.update(name for name in names if name in namespace and hasattr(builtins, name))
+    return tuple([
+        name
+        for name in names
+        if name not in namespace and (name in _hidden or not hasattr(builtins, name))
+    ])  # fmt: skip
 
 
 def _make_main_function(code: types.CodeType, closure: Any) -> types.FunctionType:
@@ -242,16 +258,19 @@ def _make_main_function(code: types.CodeType, closure: Any) -> types.FunctionTyp
 
 
 # Parts of a function's state that are no attributes of it. What is last there is only imported.
-_NOT_ATTRIBUTES = frozenset({"__globals__", "__closure__", "_cloudpickle_submodules"})
+_NOT_ATTRIBUTES = frozenset({"__absent__", "__globals__", "__closure__", "_cloudpickle_submodules"})
 
 
 def _set_main_state(function: types.FunctionType, state: Any) -> None:
     attributes, slots = state
     values = slots["__globals__"]
     namespace = vars(sys.modules["__main__"])
-    for name, value in values.items():
-        if name not in initialized_names:
-            namespace[name] = value
+    if globals_here is not None and globals_here.is_taking():
+        globals_here.take(values, slots.get("__absent__", ()))
+    else:
+        # It has come back from a worker, and whoever asked for that has globals of their own.
+        for name, value in values.items():
+            namespace.setdefault(name, value)
     vars(function).update(attributes)
     namespace["__builtins__"] = __builtins__
     for cell, sent in zip(function.__closure__ or (), slots["__closure__"] or (), strict=False):
@@ -437,9 +456,8 @@ class LightPickler(pickle.Pickler):
         ):
             raise _TooHeavyError
         namespace = vars(sys.modules["__main__"])
-        values = {
-            name: namespace[name] for name in names_in(function.__code__) if name in namespace
-        }
+        names = names_in(function.__code__)
+        values = {name: namespace[name] for name in names if name in namespace}
         if not all(map(_is_small, values.values())):
             raise _TooHeavyError
         slots = {
@@ -453,6 +471,9 @@ class LightPickler(pickle.Pickler):
             "__doc__": function.__doc__,
             "__closure__": None,
         }
+        absent = absent_names(names)
+        if absent:
+            slots["__absent__"] = absent
         state = (vars(function), slots)
         return _make_main_function, (function.__code__, None), state, None, None, _set_main_state
 

@@ -156,6 +156,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return reduced
         # Its arguments are code, globals, name, defaults and closure.
         _, arguments, state, *_ = reduced
+        absent = _payload.absent_names(_internals._extract_code_globals(function.__code__))
+        if absent:
+            state[1]["__absent__"] = absent
         return (
             _payload._make_main_function,
             (arguments[0], arguments[4]),

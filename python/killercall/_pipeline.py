@@ -30,7 +30,7 @@ from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_ti
 from killercall._payload import short_repr
 from killercall._progress import progress_for
 from killercall._results import NEVER_SENT, Failed, Results
-from killercall._stages import Reader, Stage, Writer, frames, send_frame
+from killercall._stages import Reader, Stage, Writer, frames, send_end, send_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,13 +144,14 @@ def killer_pipeline(
         write: called with an iterator of the results in the writer's process.
         cpus: how many workers, beside reader and writer. Default as in `killer_pmap`.
         timeout: seconds for an item, or for a batch (int or float), a `datetime.timedelta`, or
-            None. Default 4. Reading and writing have no deadline.
+            None. Default 4. Reading and writing have no deadline but the `budget`.
         ordered: whether the results come in the order of the items, or as they are done.
         batch: how many items go to `work` together, the last batch may have fewer; None for one
             by one and not in a list.
-        **options: as for `killer_pmap`, except `budget`, `outcomes`, `seed` and
-            `start_method="fork"`. An item that times out ends all (`on_timeout="raise"`) unless
-            `on_timeout` says otherwise. `initializer` is for the workers. `progress` counts items,
+        **options: as for `killer_pmap`, except `outcomes`, `seed` and `start_method="fork"`. An
+            item that times out ends all (`on_timeout="raise"`) unless `on_timeout` says otherwise.
+            `budget` is for the whole pipeline: when it is spent before the writer has returned,
+            all ends with `TimeoutError`. `initializer` is for the workers. `progress` counts items,
             also those of a `batch` one by one, as `work` is done with them; how many there are is
             not known, so that is None.
 
@@ -396,6 +397,11 @@ class _Pipeline:
         self._done = 0
         self._results = _results(options, batch)
         self._progress = progress
+        # How many results were sent to the writer.
+        self._sent = 0
+        # What the stages that were over the budget have raised; which of them held up the others.
+        self._over: dict[str, BaseException] = {}
+        self._laggard: tuple[str, float] | None = None
         self._ends = (_End(self._receive, self._note_loss), _End(self._send, self._note_loss))
         # What has ended one of their threads, and when.
         self._loss: tuple[BaseException, float] | None = None
@@ -407,7 +413,16 @@ class _Pipeline:
                 name: value
                 for name, value in vars(options).items()
                 if name
-                in {"start_method", "preload", "env", "cwd", "max_memory", "serializer", "grace"}
+                in {
+                    "start_method",
+                    "preload",
+                    "env",
+                    "cwd",
+                    "max_memory",
+                    "serializer",
+                    "grace",
+                    "budget",
+                }
             }
         )
         plans = [
@@ -417,7 +432,7 @@ class _Pipeline:
         ]
         self._jobs: dict[str, HostJob] = {}
         for name, (plan, count) in zip(("read", "work", "write"), plans, strict=True):
-            self._jobs[name] = plan.job(count)
+            self._jobs[name] = plan.job(count, options.budget)
         for name in ("read", "write"):
             self._jobs[name].submit(0, ((), {}))
         plans[1][0].import_ahead()
@@ -448,7 +463,9 @@ class _Pipeline:
             for place in _core.wait_any(scopes, self._waker, _SLICE):
                 name, job = jobs[place]
                 for outcome in job.take():
-                    if name == "work":
+                    if self._is_over_budget(name, outcome):
+                        self._over.setdefault(name, job.failure(outcome))
+                    elif name == "work":
                         self._take(job, outcome)
                     elif outcome.ending != "returned":
                         raise self._failed(job.failure(outcome), name)
@@ -456,8 +473,41 @@ class _Pipeline:
                         self._progress.report(self._done, self._results)
                         return job.value(outcome)
             self._progress.report(self._done, self._results)
+            self._check_budget()
             self._feed()
             self._check_loss()
+
+    def _is_over_budget(self, stage: str, outcome: _core.Outcome) -> bool:
+        """Whether it has ended because the budget is spent, and not an item's own time."""
+        timeout = self._options.timeout
+        return outcome.ending == "timed_out" and (
+            stage != "work" or timeout is None or outcome.elapsed < timeout
+        )
+
+    def _check_budget(self) -> None:
+        """
+        All stages that have not ended are over it at the same moment: the one that holds up the
+        others is told of.
+        """
+        if not self._over:
+            return
+        if self._laggard is None:
+            self._laggard = self._find_laggard(), time.monotonic()
+        stage, since = self._laggard
+        if stage in self._over or time.monotonic() > since + _LOSS_LIMIT:
+            failure = self._over.get(stage) or next(iter(self._over.values()))
+            state = (
+                f"{self._read} were read, {len(self._items)} are worked on, {self._sent} written"
+            )
+            add_note(failure, f"of the items of the pipeline {state}")
+            raise self._failed(failure, stage)
+
+    def _find_laggard(self) -> str:
+        if self._sent < self._read - len(self._items) - len(self._waiting):
+            return "write"
+        if self._items or self._over.keys() == {"work"}:
+            return "work"
+        return "write" if self._has_read_all else "read"
 
     def _check_loss(self) -> None:
         """When a connection is lost, how the stage has ended tells more; if it has."""
@@ -487,9 +537,11 @@ class _Pipeline:
             frame = self._outgoing.get()
             if self._is_closed:
                 return
-            send_frame(connection, frame or b"")
             if frame is None:
+                send_end(connection)
                 return
+            send_frame(connection, frame)
+            self._sent += 1
             self._places.release()
 
     # In the caller's

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-import threading
 import time
 import types
 import weakref
@@ -18,6 +17,7 @@ from killercall._cpus import default_workers
 from killercall._exceptions import SerializationError, WorkerStartError
 from killercall._options import CALL_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import describe, short_repr
+from killercall._waiting import Flag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from killercall._host import HostJob
     from killercall._typing import P, PoolOptions, R, Timeout, ViewOptions
 
+    # What gives an exception.
+    Failure = Callable[[], BaseException]
     # What gives the value of an item, or raises.
     Entry = Callable[[], Any]
     # Of one item, or, if the second is true, of several, whose entries are its value.
@@ -54,27 +56,29 @@ class _Lane(_futures.Lane):
         # Reentrant: a finalizer may close another pool while this thread submits a call.
         self._lock = RLock()
         self._is_closed: bool = like is not None and like._is_closed
-        self._broken_by: BaseException | None = None if like is None else like._broken_by
+        # Gives what has broken it.
+        self._broken_by: Failure | None = None if like is None else like._broken_by
         self._once: dict[Any, KillerFuture[Any]] = {}
         # For the driver's thread: there is nothing any more that has yet to enter.
         self._is_closing = False
-        self._ended = threading.Event()
+        self._ended = Flag()
 
-    def check_open(self) -> None:
+    def check_open(self, *, waits: bool = False) -> None:
         """Raises unless calls can be submitted."""
         if self._broken_by is not None:
-            message = f"the pool is broken: {self._broken_by}"
-            raise BrokenExecutor(message) from self._broken_by
+            failure = self._broken_by()
+            message = f"the pool is broken: {failure}"
+            raise BrokenExecutor(message) from failure
         if self._is_closed:
             message = "cannot submit a call: the pool was shut down"
             raise RuntimeError(message)
-        self.driver.check_open()
+        self.driver.check_open(waits=waits)
 
-    def submit(self, call: Call) -> KillerFuture[Any]:
+    def submit(self, call: Call, *, waits: bool = False) -> KillerFuture[Any]:
         """Adds a call. Any thread may call this."""
         with self._lock:
-            self.check_open()
-            return super().submit(call)
+            self.check_open(waits=waits)
+            return super().submit(call, waits=waits)
 
     def submit_once(self, key: Any, call: Call) -> KillerFuture[Any]:
         """The same, unless there is one with this key."""
@@ -84,7 +88,7 @@ class _Lane(_futures.Lane):
                 return known
             future = self.submit(call)
             self._once[key] = future
-        future.add_done_callback(functools.partial(self._forget, key))
+        future.when_done(functools.partial(self._forget, key, future))
         return future
 
     def unfinished(self, key: Any) -> KillerFuture[Any] | None:
@@ -109,17 +113,18 @@ class _Lane(_futures.Lane):
             self._close(cancel_futures=cancel_futures)
 
     def wait(self) -> None:
-        """Waits until the last call has ended. Does not in the thread that has to end it."""
+        """Waits until the last call has ended, and callbacks have run. Does not for itself."""
         if not self.driver.is_current():
             self._ended.wait()
+            self.driver.callbacks.wait()
 
-    def break_by(self, failure: BaseException) -> None:
+    def break_by(self, failure: Failure) -> None:
         """No worker can be set up. For the driver's thread, as all below."""
         with self._lock:
             if self._broken_by is None:
                 self._broken_by = failure
         while self._waiting:
-            call = self._waiting.popleft()
+            call, _ = self._waiting.popitem(last=False)
             self.driver.perform(functools.partial(call.refuse, self._broken_by))
 
     def _enter(self, call: Call) -> None:
@@ -215,7 +220,7 @@ class _Crew:
             except BaseException as error:
                 failure = WorkerStartError(f"failed to set up a worker: {describe(error)}")
                 failure.__cause__ = error
-                self.lane().break_by(failure)
+                self.lane().break_by(lambda: failure)
                 return failure
             self._is_set_up_here = True
             return None
@@ -248,7 +253,7 @@ class _PoolFunction(KillerFunction[..., "Any"]):
                 return _futures.completed(functools.partial(raise_this, failure))
         return super()._queued(args, kwargs)
 
-    def _failure(self, job: HostJob, outcome: _core.Outcome) -> BaseException:
+    def _failure(self, job: HostJob, outcome: _core.Outcome) -> Failure:
         failure = super()._failure(job, outcome)
         if (
             outcome.ending == "not_started"
@@ -323,12 +328,13 @@ class _PoolFunction(KillerFunction[..., "Any"]):
     def _entry(self, job: HostJob, outcome: _core.Outcome) -> Entry:
         if outcome.ending == "returned":
             return functools.partial(job.value, outcome)
+        if job.is_partial(outcome):
+            return functools.partial(job.partial, outcome)
         failure = self._failure(job, outcome)
         on_timeout = self._killercall_options.on_timeout
-        if outcome.ending != "timed_out" or on_timeout == "raise":
-            return functools.partial(raise_this, failure)
-        instead = failure if on_timeout == "return" else self._killercall_options.default
-        return lambda: instead
+        if outcome.ending != "timed_out" or on_timeout not in {"return", "default"}:
+            return lambda: raise_this(failure())
+        return failure if on_timeout == "return" else lambda: self._killercall_options.default
 
 
 class _Submits:
@@ -609,8 +615,7 @@ class KillerPool(_Submits, Executor):
         Takes no more calls, and ends the workers once the last one has ended.
 
         Args:
-            wait: whether to wait for that. A callback of a future, which would wait for itself,
-                does not.
+            wait: whether to wait for that.
             cancel_futures: whether to cancel what has not begun.
 
         Example:

@@ -1,8 +1,9 @@
 """
 What runs in the reader and in the writer of a pipeline, and how they talk to the host.
 
-A frame is the length of what follows (8 bytes) and one pickled item. A frame without anything is
-the end. Both ends are ours, which the stage shows by a secret.
+A frame is the length of what follows (8 bytes) and one pickled item, which may be empty, as the
+user's own serializer decides that. The end is a length that nothing has. Both ends are ours, which
+the stage shows by a secret.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 LENGTH = 8
 # Longer ones are no frames of ours.
 _LENGTH_MAX = 2**40
+_END = b"\xff" * LENGTH
 
 
 def send_frame(connection: socket.socket, body: bytes) -> None:
@@ -32,13 +34,19 @@ def send_frame(connection: socket.socket, body: bytes) -> None:
         connection.sendall(body)
 
 
+def send_end(connection: socket.socket) -> None:
+    """After this there are no more frames."""
+    connection.sendall(_END)
+
+
 def frames(connection: socket.socket) -> Iterator[bytes]:
     """The frames up to the end; `EOFError` if the other side is gone before that."""
     with connection.makefile("rb", 1 << 16) as stream:
         while True:
-            length = int.from_bytes(_exactly(stream, LENGTH), "little")
-            if not length:
+            head = _exactly(stream, LENGTH)
+            if head == _END:
                 return
+            length = int.from_bytes(head, "little")
             if length > _LENGTH_MAX:
                 message = f"a frame of {length} bytes"
                 raise EOFError(message)
@@ -94,7 +102,7 @@ class Reader(Stage):
                 _leave_unless(process)
                 send_frame(connection, frame)
             _leave_unless(process)
-            send_frame(connection, b"")
+            send_end(connection)
 
     def grouped(self, items: Iterable[Any]) -> Iterator[Any]:
         """The items, or lists of them."""
@@ -117,4 +125,18 @@ class Writer(Stage):
     def __call__(self) -> Any:
         serializer = _payload.serializer_from(self.serializer)
         with self.connect() as connection:
-            return self.function(serializer.loads(frame) for frame in frames(connection))
+            received = _of_process(os.getpid(), frames(connection))
+            return self.function(serializer.loads(frame) for frame in received)
+
+
+def _of_process(process: int, received: Iterator[bytes]) -> Iterator[bytes]:
+    """What a child that the writer forked took from the connection, the writer would wait for."""
+    while True:
+        if os.getpid() != process:
+            message = f"the results go to process {process}, of which this one is a forked copy"
+            raise RuntimeError(message)
+        try:
+            frame = next(received)
+        except StopIteration:
+            return
+        yield frame

@@ -86,13 +86,13 @@ class FunctionOptions(CallOptions, total=False):
 class PipelineOptions(CallOptions, total=False):
     """Those of `killer_pipeline`."""
 
+    budget: Timeout
     progress: bool | str | Report | None
 
 
 class MapOptions(PipelineOptions, total=False):
     """Those of maps."""
 
-    budget: Timeout
     seed: int | None
 
 

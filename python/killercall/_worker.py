@@ -13,7 +13,7 @@ import os
 import sys
 import types
 
-from killercall import _context, _core, _payload
+from killercall import _context, _core, _globals, _payload
 from killercall._exceptions import (
     OURS,
     MemoryLimitExceeded,
@@ -149,6 +149,8 @@ class _Worker:
         self._max_memory: int | None = None
         # Set when this process is not fit for another call.
         self._spent = False
+        # Calls that came here; the native side may have served others.
+        self._calls = 0
         # Whether it holds what the host cannot have again from another worker.
         self._stays = False
         self._ready = False
@@ -160,6 +162,7 @@ class _Worker:
         self._before: _context.Snapshot
         self._expected: _core.Surroundings
         self._forwarding: Forwarding
+        self._globals = _payload.globals_here = _globals.Globals(channel.forget)
 
     def serve(self) -> None:
         _prepare_process(self._channel)
@@ -183,6 +186,7 @@ class _Worker:
             self._setup(arguments if isinstance(arguments, bytes) else b"")
             return True
         self._raised = False
+        self._calls += 1
         try:
             if context is not None and not self._inherited:
                 _context.apply(context, **self._follow)
@@ -196,6 +200,8 @@ class _Worker:
                 self._spent = True
                 message = "no memory for the pickled arguments"
                 raise MemoryError(message)  # ruff: ignore[raise-within-try] - the same way as all others
+            if self._globals.refresh(number):
+                self._know(number, known)
             self._arm(known)
             value = self._call(known, arguments, plain=plain)
         except _Leave:
@@ -242,6 +248,8 @@ class _Worker:
         self._spent |= _is_ruined()
         known = self._functions.get(number)
         most = None if known is None else known.most_calls
+        if self._spent or (most is not None and self._calls >= most):
+            _end_children()
         return self._channel.send(kind, task, body, most) and not self._spent
 
     def publish(self, value: Any) -> None:
@@ -347,13 +355,11 @@ class _Worker:
         if self._inherited and inherited is not None and inherited.initializer is not None:
             inherited.initializer(*inherited.initargs)
         elif setup["initializer"] is not None:
-            initializer, initargs = self._serializer.loads(setup["initializer"])
-            namespace = vars(sys.modules["__main__"])
-            before = dict(namespace)
+            with self._globals:
+                initializer, initargs = self._serializer.loads(setup["initializer"])
+            before = dict(vars(sys.modules["__main__"]))
             initializer(*initargs)
-            _payload.initialized_names.update(
-                name for name, value in namespace.items() if before.get(name, _MISSING) is not value
-            )
+            self._globals.keep_initialized(before)
         _reseed()
 
     def _over_memory(self, known: _Function | None, error: BaseException) -> BaseException:
@@ -372,16 +378,22 @@ class _Worker:
             if len(self._large) > _core.LARGE_FUNCTIONS_MAX:
                 oldest = self._large.popleft()
                 self._functions.pop(oldest, None)
+                self._globals.forget(oldest)
                 self._channel.forget(oldest)
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(_payload.in_bytes(pickled))
                 known = _Function(inherited.function, *rest)
             else:
-                known = _Function(*_payload.loads(self._serializer, pickled))
+                with self._globals as taken:
+                    known = _Function(*_payload.loads(self._serializer, pickled))
+                self._globals.keep(number, taken)
         except BaseException as error:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
+        self._know(number, known)
+
+    def _know(self, number: int, known: _Function) -> None:
         if not known.grace and known.most_calls is None and not known.is_async:
             self._channel.know(number, known.function)
 
@@ -390,11 +402,11 @@ class _Worker:
             args, kwargs = inherited.calls[int(_payload.in_bytes(pickled))]
         else:
             try:
-                args, kwargs = (
-                    _core.decode_plain(_payload.in_bytes(pickled), True)
-                    if plain
-                    else _payload.loads(self._serializer, pickled)
-                )
+                if plain:
+                    args, kwargs = _core.decode_plain(_payload.in_bytes(pickled), True)
+                else:
+                    with self._globals:
+                        args, kwargs = _payload.loads(self._serializer, pickled)
             except BaseException as error:
                 raise self._unloadable("arguments", error) from error
         self._running = known
@@ -442,7 +454,21 @@ class _Worker:
             raise TimeoutError(running.name, running.timeout, pid=self._pid)
 
 
-_MISSING = object()
+def _end_children() -> None:
+    """
+    Before the last answer: what calls have left running would end with us, a moment after it.
+
+    All that this process has started, by whatever way, is its child or below one.
+    """
+    # macOS has it from Python 3.13 on; without it the look takes longer, and that is all.
+    if hasattr(os, "waitid"):
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+    _core.end_descendants()
+
+
 # What runs the coroutine of an asynchronous function is there.
 _ASYNCIO = os.path.join(os.path.dirname(os.__file__), "asyncio", "")
 

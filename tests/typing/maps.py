@@ -131,7 +131,7 @@ def pipelines() -> None:
     )
     killer_pipeline(read, work, write, batch=8)  # type: ignore[arg-type]
     killer_pipeline(lambda: ["one"], work, write)  # type: ignore[misc]
-    killer_pipeline(read, work, write, budget=3)  # type: ignore[call-overload]
+    killer_pipeline(read, work, write, seed=3)  # type: ignore[call-overload]
 
 
 def anything() -> Any:
