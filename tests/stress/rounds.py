@@ -42,6 +42,8 @@ PATIENCE = 10.0
 ROUND_PATIENCE = 90.0
 # What is worth reading of a run that goes wrong all the time.
 MOST_WRONG = 20
+# After so many rounds a long run says how far it is.
+SHOWN_EVERY = 100
 # How many rounds a host may grow in at least, and by how much it may grow in the second half of all. What
 # leaks grows all the time; caches and the allocator's arenas fill ever more slowly.
 WARM_UP = 3
@@ -745,7 +747,10 @@ def repeat(run: Run, seconds: float, only: list[int], warn: Callable[[str], None
         for what in found:
             warn(what)
         wrong += found
-        warn(f"round {number}, {time.monotonic() - began:.1f} s")
+        run.tally.seconds = time.monotonic() - began
+        warn(f"round {number}, {run.tally.seconds:.1f} s")
+        if number % SHOWN_EVERY == SHOWN_EVERY - 1:
+            warn("so far\n" + "\n".join(run.tally.table()))
     wrong += run.end()
     run.tally.seconds = time.monotonic() - began
     return wrong
