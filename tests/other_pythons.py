@@ -18,8 +18,8 @@ from pathlib import Path
 LOWEST = (3, 11)
 # About processes, memory, pictures, pages and the system: one interpreter tells as much of that as another.
 ALIKE = (
-    "big_data", "crashes", "docs", "hostile_matrix", "limits", "memory", "orphans", "site", "timeline",
-    "typing",
+    "big_data", "browser", "crashes", "docs", "hostile_matrix", "limits", "memory", "orphans", "site",
+    "timeline", "tour", "typing",
 )  # fmt: skip
 
 
