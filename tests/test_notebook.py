@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -133,13 +132,17 @@ killer_pmap(hang, range(3), cpus=2, timeout=None)
 print(killer_call(abs)(-1), killer_pmap(abs, [-2]))
 """,
     "closing": """
-futures = [killer_call(hang, timeout=None).submit(x) for x in range(2)]
-import killercall
-while len(pids := [pid for pid in os.listdir("/proc") if pid.isdigit()
-                   and b"killercall" in open(f"/proc/{pid}/cmdline", "rb").read()]) < 1:
+def begin(path):
+    with open(path, "w") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+paths = [{gate!r} + str(x) for x in range(2)]
+futures = [killer_call(begin, timeout=None).submit(path) for path in paths]
+def pids():
+    return [line for path in paths if os.path.exists(path) for line in open(path) if line[-1:] == "\\n"]
+while len(pids()) < 2:
     time.sleep(0.01)
-print(*pids)
-killer_call(print)("idle", os.getpid())
+print(*pids(), killer_call(os.getpid)(), sep="")
 """,
 }
 FIRST = """
@@ -245,9 +248,8 @@ def test_interrupt(said: dict[str, Any], name: str) -> None:
 
 def test_restart_and_close(said: dict[str, Any]) -> None:
     """A kernel that is killed leaves nothing, whatever was running; nor does one that is closed."""
-    words = said["closing"]["stdout"].split()
-    pids = [int(word) for word in words if word.isdigit()]
-    assert pids and os.getpid() not in pids
+    pids = [int(line) for line in said["closing"]["stdout"].split()]
+    assert 3 == len(pids)
     assert wait_until(lambda: not any(map(is_running, pids)))
     assert "1\n" == said["restarted"]["stdout"]
 

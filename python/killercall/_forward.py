@@ -36,6 +36,12 @@ class Forwarding:
             self._direct(name, fd, is_sent=is_sent)
         self._apply_logs(logs)
 
+    def end(self) -> None:
+        """There is no way to the host any more: what there is to say goes to the descriptors."""
+        for name in _DESCRIPTORS:
+            if getattr(sys, name, None) is self._streams.get(name):
+                setattr(sys, name, self._own[name])
+
     def _direct(self, name: str, fd: int, *, is_sent: bool) -> None:
         """Replaces the stream, unless it is the function's own."""
         now, own, ours = getattr(sys, name, None), self._own[name], self._streams.get(name)

@@ -77,15 +77,23 @@ def main(segment: int, socket: int) -> NoReturn:
     except _Leave as leave:
         status = leave.status
     except OSError as error:
+        _speak_for_itself()
         # The function has closed our descriptors, say. The host hears of the exit code.
         print(f"killercall: a worker has lost the way to its host: {error}", file=sys.stderr)
     except BaseException:
+        _speak_for_itself()
         import traceback
 
         traceback.print_exc()
     finally:
         _flush()
         os._exit(status)
+
+
+def _speak_for_itself() -> None:
+    forwarding = getattr(serving, "_forwarding", None)
+    if forwarding is not None:
+        forwarding.end()
 
 
 class _Leave(BaseException):
