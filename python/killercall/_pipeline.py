@@ -10,7 +10,6 @@ import queue
 import secrets
 import socket
 import sys
-import threading
 import time
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from killercall._limits import room_for_workers, warn_of_shortage
 from killercall._options import PIPELINE_OPTIONS, Options, check_count, check_timeout, update
 from killercall._payload import short_repr
 from killercall._stages import Reader, Stage, Writer, frames, send_end, send_frame
+from killercall._waiting import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def killer_pipeline(
         warn_of_shortage(workers, max(found[0] - 2, 1), found[1])
         workers = max(found[0] - 2, 1)
     pipeline = _Pipeline(functions, workers, checked, ordered=ordered, batch=batch)
-    with contextlib.closing(pipeline):
+    with _Ending(pipeline):
         return pipeline.run()
 
 
@@ -165,7 +165,7 @@ class _End:
         self._listener.bind(self.address)
         self._listener.listen(1)
         self._listener.settimeout(0.1)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = Thread(self._run, daemon=True)
 
     def start(self) -> None:
         """Begins to wait for the stage."""
@@ -197,7 +197,7 @@ class _End:
         return None
 
     def close(self) -> None:
-        """Ends connection and thread."""
+        """Ends connection and thread. May be called again, if it was interrupted."""
         self._is_closed = True
         with contextlib.suppress(OSError):
             # A thread that waits for the stage wakes up.
@@ -209,13 +209,41 @@ class _End:
         if self._thread.is_alive():
             self._thread.join()
         self._listener.close()
-        del self._serve, self._fail
         if connection is not None:
             connection.close()
         if self._directory is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.address)
-            os.rmdir(self._directory)
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
+
+
+class _Ending:
+    """Closes a pipeline, whatever signal handlers raise meanwhile."""
+
+    def __init__(self, pipeline: _Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, *_exception: object) -> None:
+        self._end()
+
+    def __del__(self) -> None:
+        """If a signal came just before the end of the block."""
+        self._end()
+
+    def _end(self) -> None:
+        raised: BaseException | None = None
+        while not self._pipeline.has_ended:
+            try:
+                self._pipeline.close()
+            except KeyboardInterrupt as error:
+                # It takes milliseconds.
+                raised = error
+        if raised is not None:
+            raise raised
 
 
 class _Pipeline:
@@ -225,6 +253,9 @@ class _Pipeline:
     Items go round by way of the host: a thread receives from the reader, the caller's thread hands
     out and collects, and a thread sends to the writer. All of that is between a place that an item
     takes when it is received and gives back when its result has been sent.
+
+    Attributes:
+        has_ended: whether it is closed to its end.
     """
 
     def __init__(
@@ -239,8 +270,11 @@ class _Pipeline:
         self._options = options
         self._ordered = ordered
         self._waker = _core.Waker()
-        self._is_closed = False
-        self._places = threading.Semaphore(max(_WINDOW_PER_WORKER * workers, _WINDOW_LEAST))
+        self._is_closed = self.has_ended = False
+        # The free places. Not a semaphore, whose lock an interrupt may leave held.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(max(_WINDOW_PER_WORKER * workers, _WINDOW_LEAST)):
+            self._places.put(None)
         self._incoming: collections.deque[bytes] = collections.deque()
         self._has_read_all = False
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -297,15 +331,16 @@ class _Pipeline:
         return stage
 
     def close(self) -> None:
-        """Ends all that runs."""
+        """Ends all that runs. May be called again, if it was interrupted."""
         self._is_closed = True
         # A thread that waits for a place, and one that waits for a result.
-        self._places.release()
+        self._places.put(None)
         self._outgoing.put(None)
         for job in self._jobs.values():
             job.scope.close()
         for end in self._ends:
             end.close()
+        self.has_ended = True
 
     def run(self) -> Any:
         """What the writer returns."""
@@ -376,7 +411,7 @@ class _Pipeline:
 
     def _receive(self, connection: socket.socket) -> None:
         for frame in frames(connection):
-            self._places.acquire()
+            self._places.get()
             if self._is_closed:
                 return
             self._incoming.append(frame)
@@ -394,7 +429,7 @@ class _Pipeline:
                 return
             send_frame(connection, frame)
             self._sent += 1
-            self._places.release()
+            self._places.put(None)
 
     # In the caller's
 
