@@ -603,3 +603,55 @@ for stages in [(read, abs, list), (lambda: range(3), abs, write)]:
 """
     result = run_script(code)
     assert (result.stdout, result.stderr) == ("interrupted 1\ninterrupted 1\n", "")
+
+
+def test_interrupts_while_it_ends_leave_nothing() -> None:
+    """However many, and wherever they come: no thread waits for ever."""
+    code = """
+import os, signal, threading, time
+from killercall import killer_pipeline
+main = threading.main_thread().ident
+is_over = False
+def interrupt():
+    pause = 0.0
+    while not is_over:
+        pause = (pause + 0.0007) % 0.02
+        time.sleep(pause)
+        for _ in range(3):
+            if not is_over:
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.0003)
+def run():
+    return killer_pipeline(lambda: range(10), abs, sum, cpus=1, timeout=30)
+def count():
+    return len(os.listdir("/proc/self/task"))
+run()
+before = count()
+thread = threading.Thread(target=interrupt, daemon=True)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+thread.start()
+interrupts, end = 0, time.monotonic() + 1.5
+try:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    while time.monotonic() < end:
+        try:
+            run()
+        except KeyboardInterrupt:
+            interrupts += 1
+except KeyboardInterrupt:
+    pass
+while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        pass
+is_over = True
+thread.join()
+for _ in range(500):
+    if count() <= before:
+        break
+    time.sleep(0.01)
+print(count() <= before, run())
+"""
+    # What is raised in a finalizer is printed.
+    assert run_script(code).stdout == "True 45\n"

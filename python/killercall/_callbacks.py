@@ -11,7 +11,7 @@ import threading
 from _thread import RLock
 from queue import Empty
 
-from killercall._waiting import Flag
+from killercall._waiting import Flag, Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Callbacks:
             if self._thread is not None:
                 return
             # Not a daemon: what its callbacks wait for is waited for at the end, as for any thread.
-            thread = threading.Thread(target=self._loop, name="killercall-callbacks", daemon=False)
+            thread = Thread(self._loop, name="killercall-callbacks", daemon=False)
             self._thread = thread
             try:
                 thread.start()

@@ -19,7 +19,7 @@ from _thread import RLock
 
 from killercall import _core
 from killercall._callbacks import Callbacks
-from killercall._waiting import Flag
+from killercall._waiting import Flag, Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class Driver:
         with self._lock:
             if self._thread is None or self._waker is None:
                 waker = _core.Waker()
-                thread = threading.Thread(
-                    target=self._loop, args=(waker,), name="killercall", daemon=True
-                )
+                loop = functools.partial(self._loop, waker)
+                thread = Thread(loop, name="killercall", daemon=True)
                 # Known before it runs, as a finalizer may come here meanwhile.
                 self._thread, self._waker = thread, waker
                 try:

@@ -10,7 +10,6 @@ import queue
 import secrets
 import socket
 import sys
-import threading
 import time
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from killercall._payload import short_repr
 from killercall._progress import progress_for
 from killercall._results import NEVER_SENT, Failed, Results
 from killercall._stages import Reader, Stage, Writer, frames, send_end, send_frame
+from killercall._waiting import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _run(
         check_depth()
         workers = _as_many_as_fit(workers)
         pipeline = _Pipeline(functions, workers, options, progress, ordered=ordered, batch=batch)
-        with contextlib.closing(pipeline):
+        with _Ending(pipeline):
             return pipeline.run()
 
 
@@ -302,7 +302,7 @@ class _End:
         self._listener.bind(self.address)
         self._listener.listen(1)
         self._listener.settimeout(0.1)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = Thread(self._run, daemon=True)
 
     def start(self) -> None:
         """Begins to wait for the stage."""
@@ -338,7 +338,7 @@ class _End:
         return None
 
     def close(self) -> None:
-        """Ends connection and thread."""
+        """Ends connection and thread. May be called again, if it was interrupted."""
         self._is_closed = True
         with contextlib.suppress(OSError):
             # A thread that waits for the stage wakes up.
@@ -350,13 +350,44 @@ class _End:
         if self._thread.is_alive():
             self._thread.join()
         self._listener.close()
-        del self._serve, self._fail
+        for name in ("_serve", "_fail"):
+            # They hold the pipeline, which holds this.
+            vars(self).pop(name, None)
         if self._connection is not None:
             self._connection.close()
         if self._directory is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.address)
-            os.rmdir(self._directory)
+            with contextlib.suppress(OSError):
+                os.rmdir(self._directory)
+
+
+class _Ending:
+    """Closes a pipeline, whatever signal handlers raise meanwhile."""
+
+    def __init__(self, pipeline: _Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, *_exception: object) -> None:
+        self._end()
+
+    def __del__(self) -> None:
+        """If a signal came just before the end of the block."""
+        self._end()
+
+    def _end(self) -> None:
+        raised: BaseException | None = None
+        while not self._pipeline.has_ended:
+            try:
+                self._pipeline.close()
+            except KeyboardInterrupt as error:
+                # It takes milliseconds.
+                raised = error
+        if raised is not None:
+            raise raised
 
 
 class _Pipeline:
@@ -366,6 +397,9 @@ class _Pipeline:
     Items go round by way of the host: a thread receives from the reader, the caller's thread hands
     out and collects, and a thread sends to the writer. All of that is between a place that an item
     takes when it is received and gives back when its result has been sent.
+
+    Attributes:
+        has_ended: whether it is closed to its end.
     """
 
     def __init__(
@@ -381,8 +415,11 @@ class _Pipeline:
         self._options = options
         self._ordered = ordered
         self._waker = _core.Waker()
-        self._is_closed = False
-        self._places = threading.Semaphore(max(_WINDOW_PER_WORKER * workers, _WINDOW_LEAST))
+        self._is_closed = self.has_ended = False
+        # The free places. Not a semaphore, whose lock an interrupt may leave held.
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(max(_WINDOW_PER_WORKER * workers, _WINDOW_LEAST)):
+            self._places.put(None)
         self._incoming: collections.deque[bytes] = collections.deque()
         self._has_read_all = False
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -443,15 +480,16 @@ class _Pipeline:
         return stage
 
     def close(self) -> None:
-        """Ends all that runs."""
+        """Ends all that runs. May be called again, if it was interrupted."""
         self._is_closed = True
         # A thread that waits for a place, and one that waits for a result.
-        self._places.release()
+        self._places.put(None)
         self._outgoing.put(None)
         for job in self._jobs.values():
             job.scope.close()
         for end in self._ends:
             end.close()
+        self.has_ended = True
 
     def run(self) -> Any:
         """What the writer returns."""
@@ -524,7 +562,7 @@ class _Pipeline:
 
     def _receive(self, connection: socket.socket) -> None:
         for frame in frames(connection):
-            self._places.acquire()
+            self._places.get()
             if self._is_closed:
                 return
             self._incoming.append(frame)
@@ -542,7 +580,7 @@ class _Pipeline:
                 return
             send_frame(connection, frame)
             self._sent += 1
-            self._places.release()
+            self._places.put(None)
 
     # In the caller's
 

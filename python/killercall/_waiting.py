@@ -11,11 +11,13 @@ written in C there is no such moment.
 from __future__ import annotations
 
 import collections
+import threading
 from _thread import RLock, allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
+    from collections.abc import Callable
 
 
 class Condition(RLock):  # type: ignore[misc]
@@ -76,5 +78,22 @@ class Flag:
         if not self._is_set:
             bell.acquire()
 
+    def _at_fork_reinit(self) -> None:
+        self._waiting.clear()
 
-__all__ = ["Condition", "Flag"]
+
+class Thread(threading.Thread):
+    """
+    As `threading.Thread`, but one whose `start` is interrupted runs all the same.
+
+    It would wait for the lock of an event otherwise, at which the interrupted thread was waiting.
+    """
+
+    def __init__(
+        self, target: Callable[..., None], *, name: str | None = None, daemon: bool
+    ) -> None:
+        super().__init__(target=target, name=name, daemon=daemon)
+        self._started = Flag()
+
+
+__all__ = ["Condition", "Flag", "Thread"]
