@@ -345,8 +345,12 @@ impl WorkerChannel {
 
     fn send_file(&mut self, header: ResponseHeader, file: BorrowedFd<'_>) -> io::Result<bool> {
         let most = if header.kind.is_answer() { FILES_MAX } else { PUBLISHED_FILES_MAX };
-        while !self.file_may_go(most) {
-            if !self.wait_for_room()? {
+        loop {
+            let read = self.read();
+            if self.file_may_go(most, read) {
+                break;
+            }
+            if !self.wait_for_room(read)? {
                 return Ok(false);
             }
         }
@@ -419,7 +423,8 @@ impl WorkerChannel {
             let at = usize::try_from(self.written % RING_LEN as u64).expect("less than a ring");
             let tail = (RING_LEN - at) as u64;
             let skip = if size > tail { tail } else { 0 };
-            let unread = self.unread();
+            let read = self.read();
+            let unread = self.written.wrapping_sub(read);
             if unread > RING_LEN as u64 {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "more was read than was written"));
             }
@@ -431,31 +436,37 @@ impl WorkerChannel {
                 }
                 return Ok(Some(at));
             }
-            if !self.wait_for_room()? {
+            if !self.wait_for_room(read)? {
                 return Ok(None);
             }
         }
     }
 
-    fn unread(&self) -> u64 {
-        self.written.wrapping_sub(self.segment.u64(RESPONSE_READ).load(Ordering::Acquire))
+    /// How far the host has read.
+    fn read(&self) -> u64 {
+        self.segment.u64(RESPONSE_READ).load(Ordering::Acquire)
     }
 
-    fn file_may_go(&mut self, most: usize) -> bool {
-        let unread = self.unread();
+    fn unread(&self) -> u64 {
+        self.written.wrapping_sub(self.read())
+    }
+
+    fn file_may_go(&mut self, most: usize, read: u64) -> bool {
         let written = self.written;
+        let unread = written.wrapping_sub(read);
         self.files_pending.retain(|&end| written.wrapping_sub(end) < unread);
         self.files_pending.len() < most
     }
 
-    /// Waits until the host has read something. False if it is gone.
-    fn wait_for_room(&mut self) -> io::Result<bool> {
+    /// Waits until the host has read farther than it had `read` when there was no room. False if it is gone.
+    ///
+    /// Not than now: a host that has read all of it meanwhile sees no reason to wake anybody, and sleeps.
+    fn wait_for_room(&mut self, read: u64) -> io::Result<bool> {
         self.wake_host(true)?;
-        let before = self.segment.u64(RESPONSE_READ).load(Ordering::Acquire);
         let asleep = self.segment.u32(WORKER_ASLEEP);
         asleep.store(STUCK, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if self.segment.u64(RESPONSE_READ).load(Ordering::Acquire) != before {
+        if self.read() != read {
             asleep.store(AWAKE, Ordering::Relaxed);
             return Ok(true);
         }
@@ -781,6 +792,25 @@ mod tests {
     }
 
     /// A sleeping host is not woken for a few small ones, and does not miss them.
+    /// 1. The worker finds no room.
+    /// 2. The host, which is awake, reads all there is.
+    /// 3. It finds nothing more and sleeps, and nobody is to be woken.
+    /// 4. Now the worker waits.
+    #[test]
+    fn a_worker_does_not_wait_for_room_that_there_is() {
+        let (mut host, mut worker) = pair();
+        assert!(host.hand(7, 9, [b"", b"", b"x"]).unwrap());
+        assert!(worker.try_receive().unwrap().is_some());
+        while worker.has_room(INLINE_MAX) {
+            assert!(worker.send(ReplyKind::Printed, 7, &vec![3; INLINE_MAX], sys::now()).unwrap());
+        }
+        let read = worker.read();
+        while host.receive(7).unwrap().is_some() {}
+        host.acknowledge().unwrap();
+        assert!(host.prepare_sleep(Ring::AtOnce));
+        assert!(worker.wait_for_room(read).unwrap());
+    }
+
     #[test]
     fn what_is_said_beside_the_work_is_no_answer_and_of_any_task() {
         let (mut host, mut worker) = pair();
