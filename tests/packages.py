@@ -60,6 +60,9 @@ def _check_binary(binary: bytes) -> list[str]:
         for section in (".symtab", ".debug_info")
         if section.encode() + b"\0" in binary
     ]
+    # Python ends threads by unwinding their stacks with this one, and it must meet no other.
+    if b"libgcc_s.so.1\0" not in binary:
+        wrong.append("it does not use the unwinder of the system")
     versions = {
         tuple(map(int, version.split(b"."))) for version in re.findall(rb"GLIBC_([\d.]+)\0", binary)
     }

@@ -464,6 +464,31 @@ print(os.waitpid(child, 0)[1])
     assert ("", "1\n0\n") == (done.stderr, done.stdout)
 
 
+def test_daemon_threads_in_calls_at_the_exit() -> None:
+    """They hold nothing up, and to end them ends nothing else."""
+    script = """
+import threading, time
+from killercall import killer_call
+call = killer_call(lambda x: 1 / x, timeout=20)
+def loop():
+    while True:
+        for x in range(4):
+            try:
+                call(x)
+            except ZeroDivisionError:
+                begun.set()
+begun = threading.Event()
+for _ in range(4):
+    threading.Thread(target=loop, daemon=True).start()
+begun.wait(60)
+time.sleep(0.1)
+print("done")
+"""
+    for _ in range(3):
+        done = run_script(script)
+        assert (0, "", "done\n") == (done.returncode, done.stderr, done.stdout)
+
+
 def test_fork_while_another_thread_imports(tmp_path: Path) -> None:
     """The copy has no such thread: it imports the module itself, instead of waiting for ever."""
     (tmp_path / "slow_to_import.py").write_text(
