@@ -11,7 +11,7 @@ PYTHON_SOURCES := python tests benchmarks examples docs/reference_extension.py
 # The wheel asks for no glibc younger than that of 2012, so it runs wherever CPython does: zig's linker
 # has the symbols of all of them. `make wheel WHEEL_FLAGS=` links with what this machine has.
 WHEEL_FLAGS ?= $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
-RUST_SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+RUST_SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml $(shell find src -name '*.rs')
 
 .PHONY: all demo test test-rust test-python test-package test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
 
