@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Most tests wait for a deadline most of the time, so some run beside each other.
-BESIDE ?= -n 3 --dist loadgroup
+BESIDE ?= -n 4 --dist loadgroup
 STRESS_SECONDS ?= 30
 STRESS_CALLS ?= 1000
 FUZZ_SECONDS ?= 20
