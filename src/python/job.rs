@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use super::asides;
+use super::leaving::call_out;
 use super::parcel::{Arrived, packed};
 use super::plain;
 use super::watches::{Captures, Surroundings};
@@ -214,7 +215,7 @@ fn detached<T: Send>(py: Python<'_>, run: impl FnOnce() -> T + Send) -> PyResult
 fn hand_up(py: Python<'_>, driver: &mut Driver, listener: &Py<PyAny>) -> PyResult<()> {
     if driver.has_asides() {
         let said = asides::to_python(py, driver.take_asides())?;
-        listener.bind(py).call1((said,))?;
+        call_out(|| listener.bind(py).call1((said,)))?;
     }
     Ok(())
 }
@@ -416,7 +417,7 @@ fn plain_call(args: &Bound<'_, PyTuple>, kwargs: &Bound<'_, PyDict>) -> Option<S
 impl Caller {
     /// What cannot be written is told whoever prints it; but not what a signal handler raises.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        match self.flush.as_ref().map(|flush| flush.bind(py).call0()) {
+        match self.flush.as_ref().map(|flush| call_out(|| flush.bind(py).call0())) {
             Some(Err(error)) if !error.is_instance_of::<PyException>(py) => Err(error),
             _ => Ok(()),
         }
@@ -428,7 +429,7 @@ impl Caller {
         {
             return Ok(Batch::one(bytes, true));
         }
-        packed(&self.dumps.bind(args.py()).call1((args, kwargs))?)
+        packed(&call_out(|| self.dumps.bind(args.py()).call1((args, kwargs)))?)
     }
 }
 

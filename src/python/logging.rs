@@ -9,6 +9,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::prelude::*;
 use pyo3_log::{Caching, Logger};
 
+use super::leaving::call_out;
+
 #[derive(Debug, Default)]
 struct Bridge {
     logger: OnceLock<Logger>,
@@ -46,7 +48,7 @@ impl Log for Bridge {
 
     fn log(&self, record: &Record<'_>) {
         if let Some(logger) = self.logger(record.level()) {
-            logger.log(record);
+            call_out(|| logger.log(record));
         }
     }
 

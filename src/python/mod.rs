@@ -6,6 +6,7 @@ mod buffers;
 mod channel;
 mod exceptions;
 mod job;
+mod leaving;
 mod logging;
 mod parcel;
 mod plain;

@@ -8,6 +8,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use super::job::Roster;
+use super::leaving::call_out;
 use crate::forkserver::{self, Booted, Forkserver, Interpreter};
 use crate::supervisor;
 use crate::sys;
@@ -120,7 +121,7 @@ impl ServerCopy {
         let (Some(server), Some(control)) = (server, control) else {
             return Err(PyRuntimeError::new_err("fork() was called twice"));
         };
-        let pid: i32 = fork.call0()?.extract()?;
+        let pid: i32 = call_out(|| fork.call0())?.extract()?;
         if pid == 0 {
             drop(server);
             return Ok((None, Some(control.into_raw_fd())));
