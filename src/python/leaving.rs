@@ -1,6 +1,6 @@
 //! The end of the interpreter, for threads that it ends.
 //!
-//! Before version 3.14, CPython ends a daemon thread that wants the interpreter back by unwinding its stack.
+//! Before version 3.14, `CPython` ends a daemon thread that wants the interpreter back by unwinding its stack.
 //! When that comes to where a panic would be caught, the process aborts. So such a thread stops where Python
 //! was called, and what it holds is let go by nobody: with the interpreter ends the process.
 
