@@ -602,10 +602,11 @@ def test_cancelling_many_takes_a_time_in_proportion() -> None:
         ]
         for call in calls:
             lane._enter(call)
-        start = time.perf_counter()
+        # Of this thread alone: what else the machine does is not in it.
+        start = time.thread_time()
         assert all(lane.withdraw(call) for call in reversed(calls))
         assert not lane.withdraw(calls[0])
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
-    few = min(seconds(1_000) for _ in range(2))
+    few = min(seconds(1_000) for _ in range(5))
     assert min(seconds(16_000) for _ in range(2)) < 80 * few

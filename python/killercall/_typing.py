@@ -44,13 +44,18 @@ OnTimeout = Literal["default", "partial", "raise", "return"]
 Report = Callable[[int, int, int, int | None], object]
 
 
-class WorkerOptions(TypedDict, total=False):
+class ForwardOptions(TypedDict, total=False):
+    """Where what workers say goes."""
+
+    forward_logging: bool
+    forward_output: bool | Literal["auto"] | None
+
+
+class WorkerOptions(ForwardOptions, total=False):
     """What makes a kind of worker, and how it ends."""
 
     cwd: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None
     env: Mapping[str, str] | None
-    forward_logging: bool
-    forward_output: bool | Literal["auto"] | None
     grace: float | timedelta
     max_memory: int | str | None
     preload: str | Collection[str]
@@ -119,7 +124,7 @@ class PoolOptions(WorkerOptions, RepeatOptions, total=False):
     on_timeout: OnTimeout
 
 
-class ViewOptions(MethodOptions, RepeatOptions, total=False):
+class ViewOptions(MethodOptions, RepeatOptions, ForwardOptions, total=False):
     """Those of a view of a pool."""
 
 
