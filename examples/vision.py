@@ -28,8 +28,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 from scipy import ndimage
-from sklearn import datasets
-from sklearn.svm import SVC, SVR
+from sklearn import datasets, svm
 
 import killercall
 from killercall import killer_actor
@@ -54,7 +53,9 @@ Picture = np.ndarray
 """Grey levels of one sticker, ink 1 and paper 0; or a frame in colour."""
 
 
-load_digits = functools.cache(datasets.load_digits)
+# The types that checkers find in there say less than the documentation.
+load_digits: Callable[[], Any] = functools.cache(datasets.load_digits)
+machines: Any = svm
 
 
 class Sticker(NamedTuple):
@@ -150,7 +151,7 @@ class SizeEstimator:
     def __init__(self) -> None:
         """Learns what part of a sticker a digit takes up."""
         looks, parts, _ = examples(seed=3)
-        self._model = SVR(gamma=0.001, C=10, epsilon=0.005).fit(looks, parts)
+        self._model = machines.SVR(gamma=0.001, C=10, epsilon=0.005).fit(looks, parts)
 
     def sizes(self, pictures: Sequence[Picture]) -> list[float]:
         """In pixels; each is looked at in several turns, and the answer is the median."""
@@ -167,7 +168,7 @@ class Classifier:
     def __init__(self) -> None:
         """Learns to."""
         looks, _, digits = examples(seed=4)
-        self._model = SVC(gamma=0.001, C=10).fit(looks, digits)
+        self._model = machines.SVC(gamma=0.001, C=10).fit(looks, digits)
 
     def digits(self, pictures: Sequence[Picture]) -> list[int]:
         """What they say; each is looked at in several turns, and the majority wins."""
