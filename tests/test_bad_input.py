@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from killercall import SerializationError, killer_call, killer_pmap, preload
+from killercall import (
+    SerializationError,
+    WorkerStartError,
+    _host,
+    killer_call,
+    killer_pmap,
+    preload,
+)
 from processes import alive_with_mark
 
 
@@ -58,6 +67,7 @@ OPTIONS = [
     ({"reuse": 0}, ValueError, "reuse must be at least 1, not 0"),
     ({"reuse": 1.5}, TypeError, "reuse must be a whole number, not 1.5"),
     ({"grace": -1}, ValueError, "grace must be greater than 0.*-1"),
+    ({"grace": math.inf}, ValueError, "grace must be finite, not inf"),
     ({"grace": None}, TypeError, "grace must be .*None"),
     ({"grace": "1"}, TypeError, "grace must be .*'1'"),
     ({"retries": -1}, ValueError, "retries must be at least 0, not -1"),
@@ -89,6 +99,7 @@ OPTIONS = [
     ({"forward_logging": None}, TypeError, "forward_logging must be True or False, not None"),
     ({"time_out": 1}, TypeError, "no option 'time_out'; did you mean 'timeout'"),
     ({"nonsense": 1}, TypeError, "no option 'nonsense'; it has "),
+    ({"engine": 1}, TypeError, "does not have the option 'engine' yet"),
 ]
 
 
@@ -99,6 +110,36 @@ def test_option(options: dict[str, Any], error: type[Exception], match: str) -> 
         killer_call(identity, **options)
     with pytest.raises(error, match=match):
         killer_pmap(identity, [1], **options)
+
+
+def test_none_where_that_is_the_default() -> None:
+    """It may be given."""
+    options = {"env": None, "cwd": None, "max_memory": None, "initializer": None}
+    killer_call(identity, **options)
+    assert [] == killer_pmap(identity, [], cpus=None, seed=None, budget=None, **options)
+
+
+def test_dill_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and how to have it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"needs the package dill: pip install killercall\[dill\]"):
+        killer_call(identity, serializer="dill")
+
+
+@pytest.mark.parametrize("level", ["deep", "-1", ""])
+def test_depth_that_is_none(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of ours that somebody else has set is named."""
+    monkeypatch.setenv("KILLERCALL_DEPTH", level)
+    with pytest.raises(ValueError, match=f"KILLERCALL_DEPTH is set by .*, not '{level}'"):
+        killer_call(identity)(1)
+
+
+def test_no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python is embedded it may not know its own executable."""
+    monkeypatch.setattr(_host._shared, "_launch", None)
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(WorkerStartError, match=r"sys\.executable does not name"):
+        killer_call(identity)(1)
 
 
 MAP_OPTIONS = [

@@ -41,6 +41,18 @@ def test_what_the_command_writes() -> None:
     assert (0, None, None) == (done.returncode, done.stdout, done.stderr)
 
 
+def test_a_character_that_was_cut_at_the_deadline() -> None:
+    """What was captured so far is there, with a mark in the place of what is not all there."""
+    with pytest.raises(killercall.TimeoutError) as caught:
+        killer_exec(
+            ["bash", "-c", "printf 'so far \\303'; exec sleep 300"],
+            timeout=0.5,
+            capture_output=True,
+            encoding="utf-8",
+        )
+    assert ("so far \N{REPLACEMENT CHARACTER}", "") == (caught.value.stdout, caught.value.stderr)
+
+
 def test_at_the_deadline_all_of_it_is_dead(tmp_path: Path) -> None:
     """With what it had written by then, whatever left its session too."""
     path = tmp_path / "pids"
@@ -219,15 +231,18 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "pids"
 
     def interrupt(_number: int, _frame: Any) -> None:
-        pids(path, 1)
-        raise KeyboardInterrupt
+        # Not before the command runs, which nothing starts while this one waits.
+        if path.exists() and path.read_text().endswith("\n"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         with pytest.raises(KeyboardInterrupt):
             killer_exec(f"echo $$ >> {path}; sleep 300", timeout=60, shell=True)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert [] == [pid for pid in pids(path, 1) if is_running(pid)]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import functools
 import gc
 import os
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -16,7 +18,7 @@ import pytest
 
 import hostile
 import killercall
-from killercall import _futures, killer_call
+from killercall import _driver, _futures, killer_call
 from processes import PATIENCE, is_running, run_script, wait_until
 
 if TYPE_CHECKING:
@@ -171,6 +173,63 @@ def test_callbacks_that_raise_do_no_harm(caplog: pytest.LogCaptureFixture) -> No
     assert wait_until(lambda: "ZeroDivisionError" in caplog.text, PATIENCE)
     # Its traceback holds all that was there.
     caplog.clear()
+
+
+def wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
+def test_a_callback_that_wants_to_leave_ends_no_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    future, seen = killer_call(wait_for, timeout=30).submit(str(tmp_path / "go")), []
+    future.add_done_callback(lambda _: sys.exit(3))
+    (tmp_path / "go").touch()
+    assert wait_until(lambda: "SystemExit: 3" in caplog.text, PATIENCE)
+    caplog.clear()
+    other = killer_call(wait_for, timeout=30).submit(str(tmp_path / "on"))
+    other.add_done_callback(seen.append)
+    (tmp_path / "on").touch()
+    assert wait_until(lambda: seen == [other], PATIENCE)
+
+
+def test_without_a_thread_for_them_callbacks_run_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killercall.shutdown()
+    start, refused, seen = threading.Thread.start, [], []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "killercall-callbacks":
+            refused.append(thread)
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    future = killer_call(wait_for, timeout=30).submit(str(tmp_path / "go"))
+    future.add_done_callback(seen.append)
+    (tmp_path / "go").touch()
+    assert wait_until(lambda: seen == [future], PATIENCE)
+    assert 1 == len(refused)
+
+
+def test_when_nobody_can_wait_for_them_all_futures_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    killercall.shutdown()
+    wait, call = _driver._core.wait_any, killer_call(time.sleep, timeout=30, cpus=2)
+
+    def refuse(scopes: list[object], *others: object) -> list[int]:
+        if scopes:
+            raise OSError(errno.EBADF, "no such descriptor")
+        return wait(scopes, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_driver._core, "wait_any", refuse)
+        for future in [call.submit(60), call.submit(60)]:
+            with pytest.raises(OSError, match="no such descriptor"):
+                future.result(PATIENCE)
+    assert call.submit(0).result(PATIENCE) is None
 
 
 def test_methods_of_all_instances_share_a_lane() -> None:

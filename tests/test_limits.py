@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from killercall import killer_pmap
+from killercall import _limits, killer_imap, killer_pipeline, killer_pmap
 from processes import TESTS, run_script
 
 if TYPE_CHECKING:
@@ -49,13 +49,14 @@ def outcome(tmp_path: Path, limit: str, prefix: Sequence[str] = ()) -> tuple[str
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("LIMIT", limit), encoding="utf-8")
     tmp_path.chmod(0o755)
+    search = [str(TESTS), os.environ.get("PYTHONPATH")]
     done = subprocess.run(
         [*prefix, sys.executable, "-B", str(script)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search))},
     )
     assert (0, "") == (done.returncode, done.stderr)
     printed = done.stdout.splitlines()
@@ -186,6 +187,34 @@ def test_tasks_of_a_cgroup(cgroup: Path, tmp_path: Path) -> None:
         rf"runs with [1-7] of 8 workers: \d+ tasks exist, and pids.max of cgroup {cgroup} is 10"
     )
     assert re.search(expected, warned)
+
+
+def test_each_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tightest of the cgroups counts; one that has no such limit, or no such file, does not."""
+    groups = {"outer": ("50", "7"), "inner": ("20", "6"), "endless": ("max", "5"), "none": ()}
+    for name, values in groups.items():
+        (tmp_path / name).mkdir()
+        for file, value in zip(("pids.max", "pids.current"), values):
+            (tmp_path / name / file).write_text(f"{value}\n", encoding="ascii")
+    monkeypatch.setattr(
+        _limits, "enclosing_groups", lambda _: [(str(tmp_path / name), True) for name in groups]
+    )
+
+    assert _limits.room_for_workers(10) is None
+    inner = f"6 tasks exist, and pids.max of cgroup {tmp_path}/inner is 20"
+    assert (10, inner) == _limits.room_for_workers(11)
+
+
+def test_imap_and_pipeline_warn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under their own names; a pipeline has its reader and its writer as well."""
+    monkeypatch.setattr(_limits, "_room_for_fds", lambda: (4, "no more files"))
+
+    with pytest.warns(RuntimeWarning, match="^killer_imap runs with 4 of 5 workers: no more files"):
+        assert [0, 1] == list(killer_imap(abs, [0, -1], cpus=5))
+    expected = "^killer_pipeline runs with [1-6] of 50 workers: no more files"
+    with pytest.warns(RuntimeWarning, match=expected) as caught:
+        assert [0, 1] == killer_pipeline(lambda: [0, -1], abs, list, cpus=50)
+    assert [__file__] == [warning.filename for warning in caught]
 
 
 def test_no_warning_without_a_shortage(recwarn: pytest.WarningsRecorder) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import fnmatch
+import functools
 import itertools
 import os
 import pickle
@@ -24,6 +26,7 @@ from killercall import (
     TimeoutError,
     WorkerDied,
     WorkerStartError,
+    _payload,
     killer_call,
 )
 from processes import run_script, took
@@ -248,6 +251,34 @@ print(type(one) is Slotted, one.a, one.b, two == Data(2), three.a, loose, cached
 """
     done = run_script(script)
     assert ("", "True 1 6765 True 3 False 12586269026\n") == (done.stderr, done.stdout)
+
+
+def test_caches_and_code() -> None:
+    """A cache of a module is found there, one of ours goes along empty; code goes with its file."""
+    decorated = killer_call(lambda: None)
+    cached, of_builtin = fnmatch._compile_pattern, functools.cache(divmod)
+    code = compile("1 / 0", "some_file.py", "eval")
+
+    @functools.cache
+    @killer_call
+    def inner(x: int) -> int:
+        return x + 1
+
+    def look() -> tuple[object, ...]:
+        same = cached is sys.modules["fnmatch"]._compile_pattern
+        return same, of_builtin(7, 2), of_builtin.cache_info().hits, code.co_filename, inner(1)
+
+    assert decorated() is None
+    assert (True, (3, 1), 0, "some_file.py", 2) == killer_call(look)()
+    assert "some_file.py" == killer_call(lambda given: given.co_filename)(code)
+
+
+def test_a_class_that_is_gone() -> None:
+    """What comes back as a class of the host is an error if the host has dropped that meanwhile."""
+    with pytest.raises(SerializationError, match="a class that was sent .* is gone in the host"):
+        _payload._class_of_token("no such token")
+    with pytest.raises(SerializationError, match="class 'Gone.Inner' of __main__ is gone"):
+        _payload._class_of_main("Gone.Inner")
 
 
 def test_kinds_of_classes_of_main() -> None:

@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 import killercall
-from killercall import killer_call, killer_pipeline
+from killercall import _stages, killer_call, killer_pipeline
 from killercall._pipeline import _End
 from processes import PATIENCE, is_running, run_script, took, wait_until
 
@@ -548,6 +548,20 @@ def test_an_item_of_no_bytes_is_not_the_end() -> None:
         lambda: items, lambda item: item, to_list, cpus=1, timeout=30, serializer=Lean()
     )
     assert got == items
+
+
+def test_frames_that_are_none() -> None:
+    """A length that none of ours has, and an end in the middle of one, are errors, and no items."""
+    for sent in ((2**40 + 1).to_bytes(_stages.LENGTH, "little"), b"\x05" + bytes(7) + b"part"):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            _stages.send_frame(theirs, b"whole")
+            theirs.sendall(sent)
+            theirs.shutdown(socket.SHUT_WR)
+            received = _stages.frames(ours)
+            assert b"whole" == next(received)
+            with pytest.raises(EOFError):
+                next(received)
 
 
 def test_a_budget_ends_stages_that_hang() -> None:

@@ -356,6 +356,41 @@ def test_default_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert workers == _cpus.default_workers()
 
 
+def test_available_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tightest quota counts, of either version of cgroups, rounded up, if it is below what there is."""
+    from killercall import _cpus
+
+    monkeypatch.setattr(_cpus, "enclosing_groups", lambda _: [])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    assert 8 == _cpus.available_cpus()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert 6 == _cpus.available_cpus()
+
+    files = {
+        "two": {"cpu.max": "150000 100000"},
+        "none": {"cpu.max": "max 100000"},
+        "nonsense": {"cpu.max": ""},
+        "one": {"cpu.cfs_quota_us": "250000", "cpu.cfs_period_us": "100000"},
+        "endless": {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"},
+        "missing": {},
+    }
+    for name, found in files.items():
+        (tmp_path / name).mkdir()
+        for file, value in found.items():
+            (tmp_path / name / file).write_text(value, encoding="ascii")
+
+    for names, cpus in (
+        (["two", "one", "none"], 2),
+        (["one", "endless"], 3),
+        (["endless"], 6),
+        (["nonsense", "missing"], 6),
+    ):
+        groups = [(str(tmp_path / name), name in {"two", "none", "nonsense"}) for name in names]
+        monkeypatch.setattr(_cpus, "enclosing_groups", lambda _, groups=groups: groups)
+        assert cpus == _cpus.available_cpus()
+
+
 def test_generator() -> None:
     """Any iterable is read, once."""
     assert [0, 1, 4] == killer_pmap(lambda x: x * x, (x for x in range(3)))

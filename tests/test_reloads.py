@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,3 +93,46 @@ def test_pool_and_actor(edit: Callable[[str, str], Any]) -> None:
         assert "two" == pool.submit(module.version).result()
     assert 2 == keeper.keep()
     keeper.close()
+
+
+def test_autoreload(edit: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reloads it may change in place, so it is told by the time of the file, once a cell."""
+    shell = types.SimpleNamespace(execution_count=1)
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: shell
+    for name in ("IPython", "IPython.extensions.autoreload"):
+        monkeypatch.setitem(sys.modules, name, ipython)
+    module = sys.modules["reloaded"]
+    file, get_pid = module.__file__, killer_call(os.getpid)
+    pid = get_pid()
+    assert pid == get_pid()
+
+    os.utime(file, (1, 1))
+    assert pid == get_pid()
+    shell.execution_count = 2
+    assert pid != (second := get_pid())
+    shell.execution_count = 3
+    assert second == get_pid()
+    os.unlink(file)
+    shell.execution_count = 4
+    assert second == get_pid()
+
+
+def test_part_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from package import part` finds the new part in a new worker, which has the package from before."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "__init__.py").write_text("")
+    (tmp_path / "bundle" / "part.py").write_text("version = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    from bundle import part
+
+    def version() -> int:
+        from bundle import part as found
+
+        return found.version
+
+    assert 1 == killer_call(version, preload="bundle.part")()
+    (tmp_path / "bundle" / "part.py").write_text("version = 'two'")
+    importlib.reload(part)
+    assert "two" == killer_call(version, preload="bundle.part")()
+    del sys.modules["bundle"], sys.modules["bundle.part"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +15,8 @@ from killercall import _host, _versions, killer_call
 from processes import wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 PATIENCE = 20
@@ -95,6 +98,8 @@ def test_what_is_missing_is_said(
     def not_found(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
+    monkeypatch.setattr(platform, "freedesktop_os_release", refuse)
+    monkeypatch.setattr(_versions, "_KCMP", {})
     monkeypatch.setattr(os, "pidfd_open", refuse)
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr(metadata, "version", not_found)
@@ -105,3 +110,19 @@ def test_what_is_missing_is_said(
     assert "no" == found["memfd"].strip()
     assert "not installed" == found["numpy"].strip()
     assert "none" == found["pids.max"].strip()
+    assert "no: ENOSYS" == found["kcmp"].strip()
+    assert platform.platform() == found["system"].strip()
+
+
+def test_the_tightest_limit_on_tasks_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of all cgroups around this process."""
+    for name, limit in (("outer", 90), ("inner", 80), ("endless", "max")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pids.max").write_text(f"{limit}\n", encoding="ascii")
+        (tmp_path / name / "pids.current").write_text("7\n", encoding="ascii")
+    groups = [(str(tmp_path / name), True) for name in ("endless", "inner", "outer")]
+    monkeypatch.setattr(_versions, "enclosing_groups", lambda _: groups)
+    expected = f"80, of which 7 are in use, in cgroup {tmp_path}/inner"
+    assert expected == report(capsys)["pids.max"].strip()

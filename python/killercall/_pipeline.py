@@ -222,7 +222,7 @@ def _as_many_as_fit(workers: int) -> int:
     if found is None:
         return workers
     fewer = max(found[0] - 2, 1)
-    warn_of_shortage(workers, fewer, found[1])
+    warn_of_shortage(workers, fewer, found[1], where="killer_pipeline")
     return fewer
 
 
