@@ -489,34 +489,6 @@ print("done")
         assert (0, "", "done\n") == (done.returncode, done.stderr, done.stdout)
 
 
-def test_daemon_threads_in_code_of_the_host_at_the_exit() -> None:
-    """What workers print is written by Python code, in the middle of ours."""
-    script = """
-import sys, threading, time
-from killercall import killer_call
-class Slow:
-    def write(self, text):
-        time.sleep(0.001)
-    def flush(self):
-        pass
-real, sys.stdout = sys.stdout, Slow()
-call = killer_call(lambda: print("hello"), timeout=20, forward_output=True)
-def loop():
-    while True:
-        call()
-        begun.release()
-begun = threading.Semaphore(0)
-for _ in range(4):
-    threading.Thread(target=loop, daemon=True).start()
-for _ in range(8):
-    begun.acquire()
-real.write("done")
-"""
-    for _ in range(3):
-        done = run_script(script)
-        assert (0, "", "done") == (done.returncode, done.stderr, done.stdout)
-
-
 def test_fork_while_another_thread_imports(tmp_path: Path) -> None:
     """The copy has no such thread: it imports the module itself, instead of waiting for ever."""
     (tmp_path / "slow_to_import.py").write_text(
