@@ -13,7 +13,7 @@ PYTHON_SOURCES := python tests benchmarks examples docs/reference_extension.py
 WHEEL_FLAGS ?= $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
 RUST_SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml $(shell find src -name '*.rs')
 
-.PHONY: all demo test test-rust test-python test-package test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
+.PHONY: all demo test test-rust test-python coverage test-package test-wheel stress fuzz bench compare build-dev wheel format lint typecheck docs clean
 
 all: test lint typecheck docs stress
 
@@ -44,13 +44,18 @@ wheel: $(VENV)/.wheel
 demo: $(VENV)/.demo
 	$(BIN)/python examples/garch_sp500.py
 
-test: test-rust test-python test-package test-wheel
+test: test-rust test-python coverage test-package test-wheel
 
 test-rust: | $(BIN)/python
 	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
 
 test-python: $(VENV)/.wheel
 	$(BIN)/python -m pytest tests --ignore tests/stress $(BESIDE)
+
+# Which lines of the package no test runs, in the host or in any other process. Of the tests a part, as
+# measured processes are slow and large.
+coverage: $(VENV)/.wheel
+	$(BIN)/python tests/measured $(BESIDE)
 
 # The same wheel where nothing else is, and one that is built from the source distribution.
 test-package: $(VENV)/.wheel
