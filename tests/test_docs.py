@@ -81,7 +81,9 @@ VARIABLE = re.compile(r"pid \d+|0x[0-9a-f]+|File \"[^\"]*\"")
 @pytest.mark.parametrize(("code", "said"), blocks())
 def test_page(code: str, said: str, tmp_path: Path) -> None:
     """A block runs as a script of its own."""
-    done = run_script(code, way="file", directory=tmp_path)
+    # What joblib leaves there is not left anywhere else.
+    own = {"JOBLIB_TEMP_FOLDER": str(tmp_path)}
+    done = run_script(code, way="file", directory=tmp_path, environment=own)
     printed = VARIABLE.sub("X", done.stdout + done.stderr)
 
     missing = [line for line in VARIABLE.sub("X", said).splitlines() if line not in printed]
