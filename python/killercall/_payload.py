@@ -65,9 +65,13 @@ class Serializer(Protocol):
 
     def dumps(self, obj: Any, /) -> bytes:
         """To bytes."""
+        # A protocol has no bodies; checkers want the type, and whoever inherits is to be told.
+        raise NotImplementedError
 
     def loads(self, data: bytes, /) -> Any:
         """And back."""
+        # As above.
+        raise NotImplementedError
 
 
 # How deep and how far to look for what pickle cannot do alone.
