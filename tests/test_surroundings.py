@@ -100,8 +100,9 @@ def test_someone_who_reaps_every_child() -> None:
         done.set()
         thread.join()
     assert 5 == os.waitstatus_to_exitcode(dict(reaped)[mine])
-    # Those of ours that it meets have done their work, and well.
-    assert {0} == {status for pid, status in reaped if pid != mine} | {0}
+    # Those of ours that it meets have done their work, and well: also an interpreter that has
+    # launched a forkserver and is not quick enough to leave.
+    assert {status for pid, status in reaped if pid != mine} <= {0, signal.SIGKILL}
 
 
 def test_subprocesses_beside_calls_in_threads() -> None:

@@ -111,7 +111,8 @@ def test_a_real_map() -> None:
         ax = outcomes.plot()
         expected = ["returned (2)", "raised (1)", "timed_out (1)", "died (1)", "deadline"]
         assert expected == legend(ax)
-        assert 2 == len(ax.get_yticks())
+        # No more rows than workers; one is enough where the last attempt at an item came last.
+        assert 1 <= len(ax.get_yticks()) <= 2
         assert any("processes" in text for text in ticks(ax))
         (left, right, *_), *more = rectangles(ax, "timed_out")
         assert [] == more and 1 <= right - left < 30 and left > 1

@@ -907,23 +907,23 @@ class Interner:
     Of large ones it keeps the parcel itself, and compares what there is now with what is in there.
     """
 
-    def __init__(self, limit: int = 4096) -> None:
-        """Forgets the least recently used above `limit`; a forgotten one is sent again."""
+    def __init__(self) -> None:
+        """Those used last are remembered; a forgotten one is sent again."""
         self._numbers: OrderedDict[bytes, int] = OrderedDict()
         self._large: OrderedDict[Any, tuple[int, _core.Parcel]] = OrderedDict()
         self._next = itertools.count(1)
-        self._limit = limit
 
     def number(self, data: bytes) -> int:
         """The number of these bytes."""
         number = self._numbers.get(data)
         if number is None:
             number = next(self._next)
-            self._numbers[data] = number
-            if len(self._numbers) > self._limit:
-                # Another thread may have done so at the same moment.
-                with contextlib.suppress(KeyError):
-                    self._numbers.popitem(last=False)
+        self._numbers[data] = number
+        # Another thread may do so at the same moment.
+        with contextlib.suppress(KeyError):
+            self._numbers.move_to_end(data)
+            while len(self._numbers) > _SMALL_MAX:
+                self._numbers.popitem(last=False)
         return number
 
     def large(self, parts: Parts) -> tuple[int, _core.Parcel]:
@@ -953,6 +953,8 @@ class Interner:
         self._large.clear()
 
 
+# Most functions that are remembered, of a few hundred bytes each: more than a program makes anew.
+_SMALL_MAX = 1024
 # Most large functions whose files are kept.
 _LARGE_MAX = 16
 # How much of a stream tells most functions from each other.

@@ -6,7 +6,6 @@ Everything here that is not the function's own is under the same deadline as the
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import faulthandler
 import os
@@ -149,8 +148,6 @@ class _Worker:
         self._pid = os.getpid()
         # Those that could not be unpickled stay bytes: what was in the way may be gone next time.
         self._functions: dict[int, _Function] = {}
-        # Of those the large ones, in the order in which they came.
-        self._large: collections.deque[int] = collections.deque()
         self._serializer: _payload.Serializer = _payload.DEFAULT_SERIALIZER
         self._follow = {"cwd": True, "environment": True}
         self._inherited = False
@@ -380,14 +377,11 @@ class _Worker:
         return failure.with_traceback(error.__traceback__)
 
     def _load_function(self, number: int, pickled: bytes | _core.Arrived) -> None:
-        if type(pickled) is _core.Arrived:
-            # The host counts in the same way.
-            self._large.append(number)
-            if len(self._large) > _core.LARGE_FUNCTIONS_MAX:
-                oldest = self._large.popleft()
-                self._functions.pop(oldest, None)
-                self._globals.forget(oldest)
-                self._channel.forget(oldest)
+        size = None if type(pickled) is _core.Arrived else len(pickled)
+        for oldest in self._channel.arrives(number, size):
+            self._functions.pop(oldest, None)
+            self._globals.forget(oldest)
+            self._channel.forget(oldest)
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(_payload.in_bytes(pickled))

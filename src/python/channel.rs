@@ -15,7 +15,7 @@ use super::parcel::{Arrived, Parcel};
 use super::plain;
 use super::processes::take_fd;
 use super::watches::Surroundings;
-use crate::supervisor::SETUP;
+use crate::supervisor::{Functions, SETUP};
 use crate::sys;
 use crate::sys::fault::{Step, reach};
 use crate::time::Moment;
@@ -33,6 +33,8 @@ pub struct Channel {
     asides: Arc<Asides>,
     /// Functions that can be called with nothing before and after but what `serve` does.
     functions: Mutex<HashMap<u64, Py<PyAny>>>,
+    /// All functions that have come.
+    arrived: Mutex<Functions>,
     /// Whether they can be called so now.
     is_direct: AtomicBool,
     /// The surroundings that each call finds.
@@ -58,6 +60,7 @@ impl Channel {
             asides: Arc::new(Asides::over(Arc::clone(&inner))),
             inner,
             functions: Mutex::default(),
+            arrived: Mutex::default(),
             is_direct: AtomicBool::new(true),
             surroundings: Mutex::default(),
             generation: sys::fork_generation(),
@@ -78,6 +81,11 @@ impl Channel {
     fn forget(&self, number: u64) {
         let known = self.functions.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         drop(known);
+    }
+
+    /// A function has come, in so many bytes or as a large one; returns those that have to go for it.
+    fn arrives(&self, number: u64, bytes: Option<usize>) -> Vec<u64> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).insert(number, bytes)
     }
 
     /// Whether `serve` may do so.

@@ -84,9 +84,9 @@ impl Arrived {
         })?;
         let memory = Bound::new(py, Memory::new(memory))?;
         let all = PyMemoryView::from(&memory)?;
-        let part = |part: &std::ops::Range<usize>| {
-            all.get_item(PySlice::new(py, part.start.try_into()?, part.end.try_into()?, 1))
-        };
+        // `PySlice::new` of PyO3 0.30 loses a reference to each of its numbers.
+        let slice = py.get_type::<PySlice>();
+        let part = |part: &std::ops::Range<usize>| all.get_item(slice.call1((part.start, part.end))?);
         let stream = part(&layout.stream)?;
         Ok((stream, layout.buffers.iter().map(part).collect::<PyResult<_>>()?))
     }

@@ -48,6 +48,11 @@ impl Batch {
         self.parcel.is_some()
     }
 
+    /// How many bytes they have, unless they are large.
+    pub fn small_len(&self) -> Option<usize> {
+        (!self.is_packed()).then(|| self.bytes.len())
+    }
+
     /// The same arguments as `slice`, as they travel.
     pub fn section(&self, from: usize, to: usize) -> Section<'_> {
         match &self.parcel {

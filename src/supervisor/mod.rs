@@ -7,6 +7,7 @@
 mod arguments;
 mod driver;
 mod events;
+mod functions;
 mod job;
 mod roster;
 mod runs;
@@ -19,6 +20,7 @@ mod worker;
 pub use arguments::Batch;
 pub use driver::{Driver, Outcome, Partial, StartError, Trouble, Wait, wait_any};
 pub use events::{Ending, TaskId};
+pub use functions::{Functions, LARGE_MAX as LARGE_FUNCTIONS_MAX};
 pub use job::Policy;
-pub use roster::{Exit, Fleet, HostWorker, LARGE_FUNCTIONS_MAX, Launch, Payload, Roster, SETUP};
+pub use roster::{Exit, Fleet, HostWorker, Launch, Payload, Roster, SETUP};
 pub use warm::{Attempt, Begun, Warm};

@@ -1,6 +1,6 @@
 //! Where workers come from, and where idle ones wait between jobs.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::arguments::{Arguments, Batch};
 use super::events::{Run, TaskId};
+use super::functions::Functions;
 use super::spares::{Demand, Found, MOST_OF_ALL};
 use crate::error::Error;
 use crate::forkserver::{ForkedWorker, Forkserver, NOTICE_LEN, Notice};
@@ -25,10 +26,6 @@ pub const SETUP: u64 = u64::MAX;
 /// Most bytes of arguments that go together: their room in the ring is free again when the last of
 /// them is answered.
 const TOGETHER_MAX: usize = 4096;
-
-/// How many large functions a worker keeps, and the host believes it to have: it lets go of the oldest
-/// when it is sent one more. Each may be a large array in an older version.
-pub const LARGE_FUNCTIONS_MAX: usize = 2;
 
 /// Most things that are kept of what a worker says while nobody listens.
 const ASIDES_MAX: usize = 2048;
@@ -96,9 +93,7 @@ pub struct HostWorker {
     pub over_memory: Option<u64>,
     /// What it has said while nobody listened: that was while it was set up.
     pub asides: Vec<Reply>,
-    functions: HashSet<u64>,
-    /// Those of them that are large, in the order in which they were sent.
-    large_functions: VecDeque<u64>,
+    functions: Functions,
     /// The one that it was sent last, which is mostly the next one as well.
     last_function: u64,
     context: u64,
@@ -150,8 +145,7 @@ impl HostWorker {
             exit: None,
             over_memory: None,
             asides: Vec::new(),
-            functions: HashSet::new(),
-            large_functions: VecDeque::new(),
+            functions: Functions::default(),
             last_function: 0,
             context,
             in_hand: VecDeque::new(),
@@ -180,7 +174,7 @@ impl HostWorker {
     /// Whether it has this function and these surroundings.
     pub fn knows(&self, payload: &Payload) -> bool {
         self.context == payload.context
-            && (self.last_function == payload.function || self.functions.contains(&payload.function))
+            && (self.last_function == payload.function || self.functions.contains(payload.function))
     }
 
     /// Writes tasks, with the function and the surroundings if it does not have them. It gets them with
@@ -209,7 +203,7 @@ impl HostWorker {
         arguments: Section<'_>,
         plain: bool,
     ) -> std::io::Result<bool> {
-        let knows = self.last_function == payload.function || self.functions.contains(&payload.function);
+        let knows = self.last_function == payload.function || self.functions.contains(payload.function);
         let function = (!knows).then_some(payload.function);
         let context_bytes = if self.context == payload.context { &[][..] } else { &payload.context_bytes };
         let function_section = if knows { Section::Bytes(&[]) } else { payload.function_batch.section(0, 1) };
@@ -222,10 +216,7 @@ impl HostWorker {
         })?;
         if staged {
             if let Some(number) = function {
-                self.functions.insert(number);
-                if payload.function_batch.is_packed() {
-                    self.has_large(number);
-                }
+                self.functions.insert(number, payload.function_batch.small_len());
             }
             self.last_function = payload.function;
             let previous_context = std::mem::replace(&mut self.context, payload.context);
@@ -234,16 +225,6 @@ impl HostWorker {
             self.staged += run.count;
         }
         Ok(staged)
-    }
-
-    /// It is sent a large function, for which it lets go of an older one.
-    fn has_large(&mut self, number: u64) {
-        self.large_functions.push_back(number);
-        if self.large_functions.len() > LARGE_FUNCTIONS_MAX
-            && let Some(oldest) = self.large_functions.pop_front()
-        {
-            self.functions.remove(&oldest);
-        }
     }
 
     /// Whether a task may be staged: an earlier call may have written over what the worker goes by.
@@ -283,9 +264,8 @@ impl HostWorker {
             }
             self.context = hand.previous_context;
             if let Some(function) = hand.function {
-                self.functions.remove(&function);
                 // What it let go of for that counts as gone all the same, and is sent again.
-                self.large_functions.retain(|&large| large != function);
+                self.functions.remove(function);
                 self.last_function = 0;
             }
         }
