@@ -10,7 +10,7 @@
 //!
 //! Dependencies point one way: `python` (the only room that names pyo3) to `supervisor` (what to
 //! do, and when) to `forkserver` and `transport` (processes, and the way of bytes) to `sys` (the
-//! only room that names nix or libc, and the only unsafe code but for Python's buffers).
+//! only room that names nix or libc, and the only unsafe code but for Python's buffers and calls).
 
 #[cfg(not(unix))]
 compile_error!(

@@ -1,6 +1,6 @@
 //! Python's buffers: the bytes of other objects, and memory that other objects use.
 //!
-//! The one file outside of `sys` with unsafe code: a buffer is made of the interpreter's own
+//! With `calls` the one file outside of `sys` with unsafe code: a buffer is made of the interpreter's own
 //! structures, which only this room may name.
 
 use std::os::raw::{c_int, c_void};

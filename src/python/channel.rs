@@ -8,9 +8,10 @@ use std::time::Duration;
 use pyo3::exceptions::{PyConnectionError, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict};
 
 use super::asides::{Asides, Printer};
+use super::calls::Arguments;
 use super::parcel::{Arrived, Parcel};
 use super::plain;
 use super::processes::take_fd;
@@ -122,10 +123,13 @@ impl Channel {
             has_rehearsed: false,
             last: None,
             several: None,
+            has_next: false,
             path: None,
         };
         loop {
-            if let Some(received) = self.take()? {
+            let received =
+                if std::mem::take(&mut desk.has_next) { Some(Received::Next) } else { self.take()? };
+            if let Some(received) = received {
                 let goes_on = match received {
                     Received::Request(request) if request.count > 1 => {
                         desk.several = Some(Several { request, next: 0, position: 0 });
@@ -356,6 +360,24 @@ impl Channel {
         Ok(py.detach(|| inner.send(kind, task, body, finished))?)
     }
 
+    /// Sends a plain value, and takes the next call of the same request in the same breath.
+    fn respond_and_take(&self, desk: &mut Desk<'_, '_>, task: u64, finished: Moment) -> PyResult<bool> {
+        let (kind, body) = (ReplyKind::ReturnedPlain, &desk.buffer);
+        let mut inner = self.inner()?;
+        if !inner.has_room(body.len()) {
+            drop(inner);
+            return self.respond(desk.sys.py(), kind, task, body, finished);
+        }
+        let goes_on = inner.send(kind, task, body, finished)?;
+        desk.has_next = goes_on
+            && desk.several.is_some()
+            && inner.try_next().map_err(|e| PyConnectionError::new_err(e.to_string()))?;
+        if desk.has_next {
+            reach(Step::WorkerClaimed);
+        }
+        Ok(goes_on)
+    }
+
     /// The function, if calls of it can be made right here.
     fn direct<'py>(&self, desk: &mut Desk<'_, 'py>, number: u64) -> Option<Bound<'py, PyAny>> {
         if !self.is_direct.load(Ordering::Relaxed) {
@@ -390,29 +412,29 @@ impl Channel {
     fn call_next(&self, desk: &mut Desk<'_, '_>) -> PyResult<bool> {
         let py = desk.sys.py();
         let gone = || PyConnectionError::new_err("a call of a request that is not there");
-        let mut several = desk.several.take().ok_or_else(gone)?;
+        let number = desk.several.as_ref().ok_or_else(gone)?.request.function;
+        let function = self.direct(desk, number);
+        let several = desk.several.as_mut().ok_or_else(gone)?;
         // Only what fits the ring goes together.
-        let bytes = &several.request.inline;
-        let (task, number) = (several.request.task + several.next, several.request.function);
-        let mut rest = bytes.get(several.position..).ok_or_else(gone)?;
-        let goes_on = if let Some(function) = self.direct(desk, number) {
-            let arguments = plain::decode_args(py, &mut rest);
-            several.position = bytes.len() - rest.len();
-            self.call(desk, task, number, &function, arguments.map(|args| (args, None)))?
-        } else {
-            let start = several.position;
-            skip(&mut rest).map_err(|e| PyConnectionError::new_err(e.to_string()))?;
-            several.position = bytes.len() - rest.len();
-            let (none, arguments) = (py.None(), PyBytes::new(py, &bytes[start..several.position]));
-            let parts = (task, number, &none, &none, arguments, true);
-            running::begin(task, sys::now());
-            desk.handler.call_method1(intern!(py, "answer"), parts)?.extract()?
+        let (start, bytes) = (several.position, &several.request.inline);
+        let mut rest = bytes.get(start..).ok_or_else(gone)?;
+        let arguments = match &function {
+            Some(_) => Some(plain::decode_args(py, &mut rest)),
+            None => skip(&mut rest).map(|()| None).map_err(|e| PyConnectionError::new_err(e.to_string()))?,
         };
+        several.position = bytes.len() - rest.len();
+        let task = several.request.task + several.next;
         several.next += 1;
-        if several.next < several.request.count {
-            desk.several = Some(several);
+        let dumped = function.is_none().then(|| PyBytes::new(py, &bytes[start..several.position]));
+        if several.next == several.request.count {
+            desk.several = None;
         }
-        Ok(goes_on)
+        if let (Some(function), Some(arguments)) = (function, arguments) {
+            return self.call(desk, task, number, &function, arguments);
+        }
+        let parts = (task, number, py.None(), py.None(), dumped, true);
+        running::begin(task, sys::now());
+        desk.handler.call_method1(intern!(py, "answer"), parts)?.extract()
     }
 
     /// Calls the function and answers; whether to go on.
@@ -422,12 +444,12 @@ impl Channel {
         task: u64,
         number: u64,
         function: &Bound<'py, PyAny>,
-        arguments: PyResult<Call<'py>>,
+        arguments: PyResult<Arguments<'py>>,
     ) -> PyResult<bool> {
         let (py, handler) = (function.py(), desk.handler);
         let started = sys::now();
         running::begin(task, started);
-        let called = arguments.and_then(|(args, kwargs)| function.call(args, kwargs.as_ref()));
+        let called = arguments.and_then(|arguments| arguments.call(function));
         if sys::fork_generation() != self.generation {
             handler.call_method0(intern!(py, "leave_if_stray"))?;
         }
@@ -440,11 +462,13 @@ impl Channel {
         let was_quick = was_quick && desk.has_same_path();
         desk.is_tidy &= !was_quick;
         let goes_on = match called {
+            Ok(_) if plain && was_quick => {
+                reach(Step::WorkerRan);
+                self.respond_and_take(desk, task, finished)?
+            }
             Ok(_) if plain => {
-                if !was_quick {
-                    desk.flush()?;
-                    finished = sys::now();
-                }
+                desk.flush()?;
+                finished = sys::now();
                 reach(Step::WorkerRan);
                 self.respond(py, ReplyKind::ReturnedPlain, task, &desk.buffer, finished)?
             }
@@ -505,6 +529,8 @@ struct Desk<'a, 'py> {
     last: Option<(u64, Bound<'py, PyAny>)>,
     /// What is left of a request for several calls.
     several: Option<Several>,
+    /// Whether the next one of them was taken already.
+    has_next: bool,
     /// What `sys.path` is, and how long, when nothing has been changed.
     path: Option<(Bound<'py, PyAny>, usize)>,
     /// Whether all output is flushed, and the surroundings were looked at.
@@ -545,16 +571,13 @@ impl Desk<'_, '_> {
     }
 }
 
-/// Arguments and keyword arguments.
-type Call<'py> = (Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>);
-
-fn arguments<'py>(py: Python<'py>, request: &Request) -> PyResult<Call<'py>> {
+fn arguments<'py>(py: Python<'py>, request: &Request) -> PyResult<Arguments<'py>> {
     // There is nothing else in such a request.
     match request.files.first() {
-        None => plain::decode_call(py, &request.inline),
+        None => plain::decode_arguments(py, &request.inline),
         Some((_, body)) => {
             let bytes = PyBytes::new_with(py, body.len(), |into| Ok(body.read(0, into)?))?;
-            plain::decode_call(py, bytes.as_bytes())
+            plain::decode_arguments(py, bytes.as_bytes())
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod asides;
 mod buffers;
+mod calls;
 mod channel;
 mod exceptions;
 mod job;

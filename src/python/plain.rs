@@ -7,6 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
+use super::calls::Arguments;
 use crate::transport::Small;
 use crate::transport::plain::{DEPTH_MAX, STRING_MAX, Token, read, write};
 
@@ -110,38 +111,53 @@ pub fn decode_plain<'py>(py: Python<'py>, bytes: &[u8], call: bool) -> PyResult<
     if !call {
         return decode(py, bytes);
     }
-    let (args, kwargs) = decode_call(py, bytes)?;
+    let (args, kwargs) = decode_arguments(py, bytes)?.into_parts(py)?;
     Ok((args, kwargs.unwrap_or_else(|| PyDict::new(py))).into_pyobject(py)?.into_any())
 }
 
-/// The same for a call.
-pub fn decode_call<'py>(
-    py: Python<'py>,
-    mut bytes: &[u8],
-) -> PyResult<(Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>)> {
-    let args = part(py, &mut bytes, 0)?.cast_into::<PyTuple>()?;
-    if bytes.is_empty() {
-        return Ok((args, None));
-    }
-    let kwargs = part(py, &mut bytes, 0)?.cast_into::<PyDict>()?;
-    end(bytes)?;
-    Ok((args, Some(kwargs)))
+/// Takes the arguments of one call of several off the front.
+pub fn decode_args<'py>(py: Python<'py>, bytes: &mut &[u8]) -> PyResult<Arguments<'py>> {
+    Ok(match token(bytes)? {
+        Token::Tuple(1) => Arguments::One(part(py, bytes, 1)?),
+        token => Arguments::All(value(py, token, bytes, 0)?.cast_into()?, None),
+    })
 }
 
-/// Takes the arguments of one call of several off the front.
-pub fn decode_args<'py>(py: Python<'py>, bytes: &mut &[u8]) -> PyResult<Bound<'py, PyTuple>> {
-    Ok(part(py, bytes, 0)?.cast_into::<PyTuple>()?)
+/// All that comes of the arguments of one call.
+pub fn decode_arguments<'py>(py: Python<'py>, mut bytes: &[u8]) -> PyResult<Arguments<'py>> {
+    Ok(match decode_args(py, &mut bytes)? {
+        args if bytes.is_empty() => args,
+        args => {
+            let kwargs = part(py, &mut bytes, 0)?.cast_into()?;
+            end(bytes)?;
+            Arguments::All(args.into_parts(py)?.0, Some(kwargs))
+        }
+    })
 }
 
 fn end(bytes: &[u8]) -> PyResult<()> {
     if bytes.is_empty() { Ok(()) } else { Err(PyValueError::new_err("a plain value goes on after its end")) }
 }
 
+fn token<'a>(bytes: &mut &'a [u8]) -> PyResult<Token<'a>> {
+    read(bytes).map_err(|corrupt| PyValueError::new_err(corrupt.0))
+}
+
 fn part<'py>(py: Python<'py>, bytes: &mut &[u8], depth: usize) -> PyResult<Bound<'py, PyAny>> {
+    let token = token(bytes)?;
+    value(py, token, bytes, depth)
+}
+
+/// What begins with this token.
+fn value<'py>(
+    py: Python<'py>,
+    token: Token<'_>,
+    bytes: &mut &[u8],
+    depth: usize,
+) -> PyResult<Bound<'py, PyAny>> {
     if depth > DEPTH_MAX {
         return Err(PyValueError::new_err("a plain value is nested too deep"));
     }
-    let token = read(bytes).map_err(|corrupt| PyValueError::new_err(corrupt.0))?;
     Ok(match token {
         Token::None => py.None().into_bound(py),
         Token::Bool(value) => PyBool::new(py, value).to_owned().into_any(),

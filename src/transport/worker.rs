@@ -94,6 +94,8 @@ pub struct WorkerChannel {
     /// How many requests were started, as the claim word should say.
     claimed: u64,
     begun: Option<Begun>,
+    /// A call that has started and was not received yet.
+    ahead: Option<Request>,
     read_at: usize,
     written: u64,
     files_in: FilesIn,
@@ -130,6 +132,7 @@ impl WorkerChannel {
             socket,
             claimed: 0,
             begun: None,
+            ahead: None,
             read_at: 0,
             written: 0,
             files_in: FilesIn::default(),
@@ -152,7 +155,26 @@ impl WorkerChannel {
 
     /// Starts the next call, if there is one.
     pub fn try_receive(&mut self) -> Result<Option<Received>, Corrupt> {
+        if let Some(request) = self.ahead.take() {
+            return Ok(Some(Received::Request(request)));
+        }
         Ok(if self.claim()? { Some(self.claimed_call()?) } else { None })
+    }
+
+    /// Whether the next call is of the same request as the one before and has started. Any other one is left
+    /// to [`try_receive`](Self::try_receive).
+    pub fn try_next(&mut self) -> Result<bool, Corrupt> {
+        if !self.begun.is_some_and(|begun| begun.started < begun.count) || !self.claim()? {
+            return Ok(false);
+        }
+        match self.claimed_call()? {
+            Received::Next => Ok(true),
+            // The host had taken back the rest, and handed out something else.
+            Received::Request(request) => {
+                self.ahead = Some(request);
+                Ok(false)
+            }
+        }
     }
 
     /// Makes the next call ours, if there is one.
@@ -620,7 +642,22 @@ mod tests {
             assert_eq!(expected.is_some(), worker.claim().unwrap());
             let Some(expected) = expected else { return };
             meanwhile(self);
-            let task = match worker.claimed_call().unwrap() {
+            let received = worker.claimed_call().unwrap();
+            self.note(expected, &received);
+        }
+
+        /// The same as a worker does it that has just answered.
+        fn go_on(&mut self, worker: &mut WorkerChannel) {
+            let next = worker.try_next().unwrap().then_some(Received::Next);
+            let received = next.or_else(|| worker.try_receive().unwrap());
+            assert_eq!(self.handed.is_empty(), received.is_none());
+            if let (Some(expected), Some(received)) = (self.handed.pop_front(), received) {
+                self.note(expected, &received);
+            }
+        }
+
+        fn note(&mut self, expected: u64, received: &Received) {
+            let task = match received {
                 Received::Request(request) => {
                     self.begun = Some((request.task, request.count, 1));
                     request.task
@@ -655,7 +692,8 @@ mod tests {
             for (step, count, size) in steps {
                 match step {
                     0..=3 => runs.hand(&mut host, count, size),
-                    4 | 5 => (0..count).for_each(|_| runs.start(&mut worker, |_| {})),
+                    4 => (0..count).for_each(|_| runs.start(&mut worker, |_| {})),
+                    5 => (0..count).for_each(|_| runs.go_on(&mut worker)),
                     6 if count < 4 => {
                         runs.revoke(&mut host);
                         runs.hand(&mut host, count, size);
@@ -686,7 +724,8 @@ mod tests {
             scope.spawn(move || {
                 let mut begun = (0, 0, 0);
                 loop {
-                    let task = match worker.try_receive().unwrap() {
+                    let next = worker.try_next().unwrap().then_some(Received::Next);
+                    let task = match next.or_else(|| worker.try_receive().unwrap()) {
                         Some(Received::Request(request)) => {
                             begun = (request.task, request.count, 1);
                             request.task
