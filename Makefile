@@ -44,7 +44,7 @@ wheel: $(VENV)/.wheel
 demo: $(VENV)/.demo
 	$(BIN)/python examples/garch_sp500.py
 
-test: test-rust test-python coverage test-package test-wheel
+test: test-rust test-python test-package test-wheel
 
 test-rust: | $(BIN)/python
 	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
@@ -77,7 +77,7 @@ stress: $(VENV)/.wheel build/faults/.built
 		$(BIN)/python -m pytest tests/stress -q
 
 $(VENV)/fuzz/bin/cargo-fuzz: | $(BIN)/python
-	cargo install --quiet --locked --root $(VENV)/fuzz cargo-fuzz@0.13.2
+	cargo install --quiet --locked --debug --root $(VENV)/fuzz cargo-fuzz@0.13.2
 
 # Each target for a while, from the kept corpus on. `make test` runs the same functions on random bytes
 # and on the corpus.
