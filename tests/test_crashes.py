@@ -314,19 +314,20 @@ def test_idle_worker_stopped_from_outside() -> None:
 
 
 @pytest.mark.parametrize("result", ["object", "1", "open"])
-def test_call_that_ruins_its_worker(result: str) -> None:
-    """It costs that call, and not the next, whatever it returns."""
+@pytest.mark.parametrize("ruin", ["sys.modules.clear()", "del sys.modules['sys']"])
+def test_call_that_ruins_its_worker(ruin: str, result: str) -> None:
+    """It costs that call at most, and not the next, whatever it returns."""
 
-    def work(result: str) -> Any:
-        import sys
-
+    def work(ruin: str, result: str) -> Any:
         found = eval(result)
-        sys.modules.clear()
+        exec(f"import sys; {ruin}")
         return found
 
     for _ in range(3):
-        with contextlib.suppress(Exception):
-            killer_call(work, timeout=20)(result)
+        try:
+            assert eval(result) == killer_call(work, timeout=20)(ruin, result)
+        except killercall.WorkerDied as died:
+            assert 1 == died.exitcode
         assert killer_call(hostile.same, timeout=20)("next") == "next"
 
 
