@@ -831,7 +831,7 @@ def killer_actor(
         >>> counter.add(1, seconds=30)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.TimeoutError: function 'Counter.add' timed out after 0.5s
+        killercall.TimeoutError: function 'Counter.add' timed out after 0.5s
         The worker's Python stack (pid ...) when it was killed:
         ...
         >>> counter.add(1)

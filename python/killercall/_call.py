@@ -540,7 +540,7 @@ def killer_call(func: Any = None, timeout: Any = DEFAULT_TIMEOUT, **options: Any
         >>> bar(10)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.TimeoutError: function 'bar' timed out after 0.5s
+        killercall.TimeoutError: function 'bar' timed out after 0.5s
         The worker's Python stack (pid ...) when it was killed:
         ...
     """

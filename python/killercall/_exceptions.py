@@ -53,6 +53,8 @@ class KillerError(Exception):
         3 0
     """
 
+    __module__ = "killercall"
+
     item: Any = None
     index: int | None = None
 
@@ -151,6 +153,8 @@ class TimeoutError(KillerError, builtins.TimeoutError):  # ruff: ignore[builtin-
         function 'sleep' timed out after 0.2s 0.2 True
     """
 
+    __module__ = "killercall"
+
     cmd: Any = None
     stdout: Any = None
     stderr: Any = None
@@ -218,6 +222,8 @@ class WorkerDied(KillerError):
         -6 SIGABRT
     """
 
+    __module__ = "killercall"
+
     def __init__(
         self,
         function: str,
@@ -275,6 +281,8 @@ class MemoryLimitExceeded(KillerError, MemoryError):
         300000000
     """
 
+    __module__ = "killercall"
+
     function: str | None = None
     limit: int | None = None
     used: int | None = None
@@ -328,6 +336,8 @@ class SerializationError(KillerError, pickle.PicklingError):
         args[0][0]
     """
 
+    __module__ = "killercall"
+
     def __init__(self, message: str, *, path: str | None = None) -> None:
         """Described by the attributes of the class."""
         super().__init__(message)
@@ -347,8 +357,10 @@ class WorkerStartError(KillerError, OSError):
         >>> killer_call(abs, initializer=exit, initargs=(4,))(-1)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.WorkerStartError: ...
+        killercall.WorkerStartError: ...
     """
+
+    __module__ = "killercall"
 
     exitcode: int | None = None
 
@@ -426,5 +438,7 @@ class DepthLimitExceeded(KillerError, RecursionError):
         >>> killer_call(dig)(1)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.DepthLimitExceeded: ...
+        killercall.DepthLimitExceeded: ...
     """
+
+    __module__ = "killercall"

@@ -198,7 +198,7 @@ def killer_exec(
         >>> killer_exec("sleep 60 & sleep 60", timeout=0.3, shell=True)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.TimeoutError: command 'sleep 60 & sleep 60' timed out after 0.3s
+        killercall.TimeoutError: command 'sleep 60 & sleep 60' timed out after 0.3s
     """
     import subprocess
 

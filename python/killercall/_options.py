@@ -97,7 +97,7 @@ class Options:
         >>> killer_call(time.sleep, timeout=0.2)(30)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.TimeoutError: function 'sleep' timed out after 0.2s
+        killercall.TimeoutError: function 'sleep' timed out after 0.2s
         ...
         >>> here = {"depth": 1}
         >>> killer_call(lambda: here["depth"], start_method="fork")()
@@ -112,12 +112,12 @@ class Options:
         >>> killer_call(tidy, timeout=0.2, grace=5)()
         Traceback (most recent call last):
         ...
-        killercall._exceptions.TimeoutError: function 'tidy' timed out after 0.2s
+        killercall.TimeoutError: function 'tidy' timed out after 0.2s
         ...
         >>> killer_call(bytes, max_memory="300MB")(10**9)
         Traceback (most recent call last):
         ...
-        killercall._exceptions.MemoryLimitExceeded: function 'bytes' was refused more ...
+        killercall.MemoryLimitExceeded: function 'bytes' was refused more ...
         >>> killer_call(sorted, serializer="pickle")("ba")
         ['a', 'b']
         >>> killer_call(
