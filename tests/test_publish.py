@@ -132,7 +132,7 @@ def test_of_nested_calls_it_is_the_innermost_ones() -> None:
         publish(["inner", inner("x")])
         killer_call(publish_and_hang, timeout=LONG)("lost")
 
-    assert partial_of(outer, timeout=1.2) == ["inner", "x"]
+    assert partial_of(outer, timeout=3) == ["inner", "x"]
 
 
 def test_a_forked_child_has_nothing_to_say() -> None:
