@@ -261,6 +261,10 @@ def _likely_cause(name: str) -> str:
     }.get(name, "")
 
 
+# The name of a function that a worker had no memory to load: the host knows it.
+UNKNOWN = "?"
+
+
 class MemoryLimitExceeded(KillerError, MemoryError):
     """
     The call used more memory than its `max_memory`, or was refused more by the kernel.

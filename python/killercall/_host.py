@@ -24,6 +24,7 @@ from killercall import (
     _stack,
 )
 from killercall._exceptions import (
+    UNKNOWN,
     DepthLimitExceeded,
     KillerError,
     MemoryLimitExceeded,
@@ -293,6 +294,15 @@ def _innermost(function: Any) -> Any:
     return function
 
 
+def _place(function: Any) -> tuple[Any, ...]:
+    """Where a function is written down, by which its versions are known."""
+    inner = _innermost(function)
+    if isinstance(inner, types.FunctionType):
+        code = inner.__code__
+        return inner.__qualname__, code.co_filename, code.co_firstlineno
+    return type(inner).__qualname__, name_of(inner)
+
+
 def _has_flags(part: Any, flags: int) -> bool:
     """As `inspect` has it, without importing that."""
     if flags == _COROUTINE and hasattr(part, "_is_coroutine_mark"):
@@ -514,6 +524,8 @@ class HostJob:
             except SerializationError as unpickling:
                 problem = str(unpickling)
             else:
+                if isinstance(error, MemoryLimitExceeded) and error.function == UNKNOWN:
+                    error = MemoryLimitExceeded(self.name, error.limit, pid=error.pid)
                 if isinstance(error, BaseException):
                     set_attribute(error, "__cause__", cause)
                     return error
@@ -697,7 +709,7 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
     interner = _shared.interner
     if options.start_method == "fork":
         data = _payload.dumps(_payload.DEFAULT_SERIALIZER, (None, *described), "function")
-        return {"function": interner.number(data), "function_bytes": data}
+        return {"function": interner.number(data, ()), "function_bytes": data}
     parts = _payload.parts_of(options.serializer, (function, *described))
     if parts is not None and parts.is_large():
         number, parcel = interner.large(parts)
@@ -705,7 +717,7 @@ def _function_part(function: Any, name: str, options: Options) -> dict[str, Any]
     data = (
         _dump_function(options.serializer, function, described) if parts is None else parts.in_one()
     )
-    return {"function": interner.number(data), "function_bytes": data}
+    return {"function": interner.number(data, _place(function)), "function_bytes": data}
 
 
 def _worker_part(options: Options, surroundings: _context.Current) -> dict[str, Any]:

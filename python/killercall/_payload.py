@@ -910,20 +910,25 @@ class Interner:
     def __init__(self) -> None:
         """Those used last are remembered; a forgotten one is sent again."""
         self._numbers: OrderedDict[bytes, int] = OrderedDict()
+        self._names: OrderedDict[Any, int] = OrderedDict()
         self._large: OrderedDict[Any, tuple[int, _core.Parcel]] = OrderedDict()
         self._next = itertools.count(1)
 
-    def number(self, data: bytes) -> int:
-        """The number of these bytes."""
+    def number(self, data: bytes, name: tuple[Any, ...]) -> int:
+        """
+        The number of these bytes; those of functions with the same name are versions of one.
+
+        Workers keep fewer versions than functions: see `supervisor/functions.rs`, which knows them
+        by the upper half of their numbers.
+        """
         number = self._numbers.get(data)
         if number is None:
-            number = next(self._next)
-        self._numbers[data] = number
-        # Another thread may do so at the same moment.
-        with contextlib.suppress(KeyError):
-            self._numbers.move_to_end(data)
-            while len(self._numbers) > _SMALL_MAX:
-                self._numbers.popitem(last=False)
+            function = self._names.get(name)
+            if function is None:
+                function = next(self._next)
+            _use(self._names, name, function)
+            number = function << 32 | (next(self._next) & 0xFFFF_FFFF)
+        _use(self._numbers, data, number)
         return number
 
     def large(self, parts: Parts) -> tuple[int, _core.Parcel]:
@@ -951,6 +956,16 @@ class Interner:
     def forget_large(self) -> None:
         """Lets go of their memory."""
         self._large.clear()
+
+
+def _use(numbers: OrderedDict[Any, int], key: Any, number: int) -> None:
+    """Makes it the newest, and forgets the oldest."""
+    numbers[key] = number
+    # Another thread may do so at the same moment.
+    with contextlib.suppress(KeyError):
+        numbers.move_to_end(key)
+        while len(numbers) > _SMALL_MAX:
+            numbers.popitem(last=False)
 
 
 # Most functions that are remembered, of a few hundred bytes each: more than a program makes anew.

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import sys
 import types
+from _weakref import ref
 
 from killercall import _context, _core, _globals, _payload
 from killercall._exceptions import (
     OURS,
+    UNKNOWN,
     MemoryLimitExceeded,
     SerializationError,
     TimeoutError,  # ruff: ignore[builtin-import-shadowing]
@@ -371,7 +374,7 @@ class _Worker:
         """The kernel has refused more memory: what is left suffices to say so, and to leave."""
         _core.ease_memory_limit()
         self._spent = True
-        name = "?" if known is None else known.name
+        name = UNKNOWN if known is None else known.name
         failure = MemoryLimitExceeded(name, self._max_memory, pid=self._pid)
         failure.__cause__ = error
         return failure.with_traceback(error.__traceback__)
@@ -379,9 +382,7 @@ class _Worker:
     def _load_function(self, number: int, pickled: bytes | _core.Arrived) -> None:
         size = None if type(pickled) is _core.Arrived else len(pickled)
         for oldest in self._channel.arrives(number, size):
-            self._functions.pop(oldest, None)
-            self._globals.forget(oldest)
-            self._channel.forget(oldest)
+            self._let_go(oldest, is_large=size is None)
         try:
             if self._inherited and inherited is not None:
                 _, *rest = pickle.loads(_payload.in_bytes(pickled))
@@ -394,6 +395,21 @@ class _Worker:
             raise self._unloadable("function", error) from error
         self._functions[number] = known
         self._know(number, known)
+
+    def _let_go(self, number: int, *, is_large: bool) -> None:
+        """Forgets a function, and has the memory of a large one back at once."""
+        known = self._functions.pop(number, None)
+        self._globals.forget(number)
+        self._channel.forget(number)
+        if known is not None and is_large:
+            try:
+                left = ref(known.function)
+            except TypeError:
+                return
+            del known
+            if left() is not None:
+                # It refers to itself, as a closure that calls itself does.
+                gc.collect()
 
     def _know(self, number: int, known: _Function) -> None:
         if not known.grace and known.most_calls is None and not known.is_async:

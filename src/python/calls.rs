@@ -27,8 +27,7 @@ impl<'py> Arguments<'py> {
                 // SAFETY: both live longer than the call, and the end is marked. What comes back is ours, or
                 // null with an exception set.
                 unsafe {
-                    let value =
-                        ffi::PyObject_CallFunctionObjArgs(function.as_ptr(), argument.as_ptr(), end);
+                    let value = ffi::PyObject_CallFunctionObjArgs(function.as_ptr(), argument.as_ptr(), end);
                     Bound::from_owned_ptr_or_err(function.py(), value)
                 }
             }

@@ -1,15 +1,18 @@
 //! Which functions a worker has.
 //!
 //! A function comes with the first call of it and is kept for the next one. Its number stands for its
-//! bytes, so that a function whose closure or globals change is another one each time: what is kept has
-//! to have an end. Host and worker count in the same way, so nothing has to be told: when one is sent,
-//! both let go of the oldest.
+//! bytes, so that a function whose closure or globals change is another one each time, another version of
+//! it: what is kept has to have an end. What a version holds in the worker may be far more than its bytes
+//! (a data base, an open file), so few are kept of each function. Host and worker count in the same way, so
+//! nothing has to be told: when one is sent, both let go of the oldest.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// How many large functions are kept. Each may be a large array in an older version.
 pub const LARGE_MAX: usize = 2;
-/// How many others.
+/// How many versions of any other one.
+pub const VERSIONS_MAX: usize = 16;
+/// How many of those in all.
 const SMALL_MAX: usize = 16_384;
 /// How many bytes those may have, as they travelled. In a worker's memory they take a few times as much.
 const SMALL_BYTES_MAX: usize = 8 << 20;
@@ -22,6 +25,13 @@ pub struct Functions {
     small: VecDeque<(u64, usize)>,
     /// What those have.
     bytes: usize,
+    /// The same ones by the function that they are versions of.
+    versions: HashMap<u64, VecDeque<u64>>,
+}
+
+/// Which function a number is a version of.
+fn function_of(number: u64) -> u64 {
+    number >> 32
 }
 
 impl Functions {
@@ -39,23 +49,32 @@ impl Functions {
         if let Some(bytes) = bytes {
             self.small.push_back((number, bytes));
             self.bytes += bytes;
-            while self.small.len() > 1
-                && (self.small.len() > SMALL_MAX || self.bytes > SMALL_BYTES_MAX)
-                && let Some((oldest, bytes)) = self.small.pop_front()
-            {
-                self.bytes -= bytes;
+            let versions = self.versions.entry(function_of(number)).or_default();
+            versions.push_back(number);
+            if versions.len() > VERSIONS_MAX {
+                let oldest = versions[0];
                 gone.push(oldest);
+                self.remove(oldest);
+            }
+            while self.is_too_much()
+                && let Some(&(oldest, _)) = self.small.front()
+            {
+                gone.push(oldest);
+                self.remove(oldest);
             }
         } else {
             self.large.push_back(number);
             if self.large.len() > LARGE_MAX {
-                gone.extend(self.large.pop_front());
+                let oldest = self.large[0];
+                gone.push(oldest);
+                self.remove(oldest);
             }
         }
-        for number in &gone {
-            self.all.remove(number);
-        }
         gone
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.small.len() > 1 && (self.small.len() > SMALL_MAX || self.bytes > SMALL_BYTES_MAX)
     }
 
     /// This one is not there after all.
@@ -64,8 +83,19 @@ impl Functions {
             return;
         }
         self.large.retain(|&large| large != number);
-        if let Some(at) = self.small.iter().rposition(|&(small, _)| small == number) {
-            self.bytes -= self.small.remove(at).map_or(0, |(_, bytes)| bytes);
+        // Mostly the oldest one, or the newest.
+        let at = match self.small.front() {
+            Some(&(oldest, _)) if oldest == number => Some(0),
+            _ => self.small.iter().rposition(|&(small, _)| small == number),
+        };
+        let Some((_, bytes)) = at.and_then(|at| self.small.remove(at)) else { return };
+        self.bytes -= bytes;
+        let function = function_of(number);
+        if let Some(versions) = self.versions.get_mut(&function) {
+            versions.retain(|&version| version != number);
+            if versions.is_empty() {
+                self.versions.remove(&function);
+            }
         }
     }
 }
@@ -76,20 +106,41 @@ mod tests {
 
     use super::*;
 
+    /// The only version of a function.
+    fn only(function: u64) -> u64 {
+        function << 32 | 1
+    }
+
     #[test]
     fn the_oldest_go() {
         let mut functions = Functions::default();
-        for number in 0..SMALL_MAX as u64 {
-            assert!(functions.insert(number, Some(1)).is_empty());
+        for function in 0..SMALL_MAX as u64 {
+            assert!(functions.insert(only(function), Some(1)).is_empty());
         }
-        assert_eq!(functions.insert(u64::MAX, Some(1)), [0]);
-        assert!(!functions.contains(0) && functions.contains(1) && functions.contains(u64::MAX));
-        assert_eq!(functions.insert(0, Some(SMALL_BYTES_MAX)).len(), SMALL_MAX);
+        let (first, second, new) = (only(0), only(1), only(SMALL_MAX as u64));
+        assert_eq!(functions.insert(new, Some(1)), [first]);
+        assert!(!functions.contains(first) && functions.contains(second) && functions.contains(new));
+        assert_eq!(functions.insert(first, Some(SMALL_BYTES_MAX)).len(), SMALL_MAX);
         // One that is too big by itself is kept as long as it is the newest.
-        assert_eq!(functions.insert(1, Some(2 * SMALL_BYTES_MAX)), [0]);
-        assert!(functions.contains(1));
-        assert_eq!(functions.insert(2, Some(0)), [1]);
-        assert_eq!(functions.bytes, 0);
+        assert_eq!(functions.insert(second, Some(2 * SMALL_BYTES_MAX)), [first]);
+        assert!(functions.contains(second));
+        assert_eq!(functions.insert(new, Some(0)), [second]);
+        assert_eq!((functions.bytes, functions.versions.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_function_has_few_versions() {
+        let mut functions = Functions::default();
+        let most = VERSIONS_MAX as u64;
+        functions.insert(only(7), Some(1));
+        for version in 0..most {
+            assert!(functions.insert(8 << 32 | version, Some(1)).is_empty());
+        }
+        for version in most..3 * most {
+            assert_eq!(functions.insert(8 << 32 | version, Some(1)), [8 << 32 | (version - most)]);
+        }
+        assert!(functions.contains(only(7)));
+        assert_eq!(functions.all.len(), VERSIONS_MAX + 1);
     }
 
     #[test]
@@ -107,10 +158,12 @@ mod tests {
     fn sendings() -> impl Strategy<Value = Vec<(u64, Option<usize>, bool)>> {
         let size = prop_oneof![
             Just(None),
+            (0..9usize).prop_map(Some),
             (0..SMALL_BYTES_MAX / 2).prop_map(Some),
             (SMALL_BYTES_MAX / 3..2 * SMALL_BYTES_MAX).prop_map(Some),
         ];
-        proptest::collection::vec((0..8u64, size, prop::bool::weighted(0.3)), 1..60)
+        let number = prop_oneof![(0..8u64).prop_map(|function| function << 32), 0..40u64];
+        proptest::collection::vec((number, size, prop::bool::weighted(0.3)), 1..120)
     }
 
     proptest! {
