@@ -422,7 +422,7 @@ def test_nonsense_of_a_worker_costs_one_item(what: str, tmp_path: Path) -> None:
     error = values.pop(1)
     assert [0, 2, 3, 4, 5, 6, 7] == values
     assert isinstance(error, killercall.WorkerDied)
-    assert "wrote nonsense and was killed: " in str(error)
+    assert "could not be understood and was killed: " in str(error)
     assert [error.pid] == recorded(record)
 
 
@@ -525,7 +525,7 @@ def test_overwritten_segment(tmp_path: Path) -> None:
     with took(0, PATIENCE), pytest.raises(killercall.WorkerDied) as caught:
         call(str(ran))
 
-    assert "wrote nonsense" in str(caught.value)
+    assert "could not be understood" in str(caught.value)
     assert ["ran"] == lines(ran)
 
 
@@ -560,7 +560,7 @@ def test_more_files_than_the_host_takes() -> None:
     """They end with the call: the host keeps none, and the worker is told to write nonsense."""
     fds = open_fds()
 
-    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied, match="wrote nonsense"):
+    with took(0, PATIENCE), pytest.raises(killercall.WorkerDied, match="could not be understood"):
         killer_call(hostile.send_many_files, timeout=30)()
 
     killercall.shutdown()

@@ -455,7 +455,9 @@ class HostJob:
                 return self._timed_out(outcome)
             case "died":
                 reason = (
-                    f"wrote nonsense and was killed: {outcome.corrupt}" if outcome.corrupt else None
+                    f"could not be understood and was killed: {outcome.corrupt}"
+                    if outcome.corrupt
+                    else None
                 )
                 return WorkerDied(
                     self.name,

@@ -94,7 +94,7 @@ from processes import is_running, thread_count, wait_until  # noqa: E402
 def ending_of(error: BaseException) -> str:
     """How a call ended, in the words of `Behaviour.endings`."""
     if isinstance(error, WorkerDied):
-        if "wrote nonsense" in str(error):
+        if "could not be understood" in str(error):
             return "WorkerDied nonsense"
         return f"WorkerDied {error.exitcode}"
     return type(error).__name__

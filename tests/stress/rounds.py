@@ -89,7 +89,8 @@ OF_MACHINERY = {
 # And of one in a host with few of something: no worker could be had, or the function itself got
 # no more of it.
 OF_LIMIT = {
-    "few files": ("WorkerStartError", "OSError"),
+    # A host that cannot take the file in which an answer comes has lost that answer.
+    "few files": ("WorkerStartError", "OSError", "WorkerDied nonsense"),
     "few processes": ("WorkerStartError", "BlockingIOError", "RuntimeError"),
     "little memory": ("WorkerStartError", "MemoryError", "OSError"),
 }
