@@ -25,6 +25,8 @@ const FIRST_SLEEP: Duration = Duration::from_millis(5);
 
 /// An answer that takes less comes at once: about as long as two threads take to change places.
 const QUICK: Duration = Duration::from_micros(20);
+/// The same of a worker that had to be woken first.
+const QUICK_WHEN_WOKEN: Duration = Duration::from_micros(200);
 
 /// What came of the short way.
 pub enum Attempt {
@@ -149,7 +151,8 @@ impl Warm {
     }
 
     fn receive(&self, mut pending: Pending) -> Attempt {
-        let Pending { worker, since, .. } = &mut pending;
+        let Pending { worker, since, woken, .. } = &mut pending;
+        let quick = if *woken { QUICK_WHEN_WOKEN } else { QUICK };
         let deadline = self.policy.timeout.map(|timeout| *since + timeout);
         let in_time = |stamp| deadline.is_none_or(|deadline| stamp <= deadline);
         let answer = worker.receive();
@@ -160,7 +163,7 @@ impl Warm {
                     && in_time(Moment::from_nanos(reply.finished_at)) =>
             {
                 let took = Moment::from_nanos(reply.finished_at).since(*since);
-                self.is_quick.store(took < QUICK, Ordering::Relaxed);
+                self.is_quick.store(took < quick, Ordering::Relaxed);
                 let mut worker = pending.worker;
                 worker.answered();
                 if worker.channel.acknowledge().is_ok() {
