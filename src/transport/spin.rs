@@ -34,8 +34,10 @@ const LONG: Duration = Duration::from_micros(200);
 const KEPT: u32 = 64;
 /// Calls that follow each other like this are made in a hurry.
 const HURRY: Duration = Duration::from_micros(200);
-/// So many turns take about as long as to move.
-const TURNS: u32 = 32;
+/// After so many turns it is time to move: who has called so often goes on, mostly.
+const TURNS: u32 = 10;
+/// To move takes about as much longer as so many calls apart are quicker than turns.
+const WORTH: u32 = 32;
 /// Most turns before a move, if moving keeps being in vain.
 const TURNS_MAX: u32 = 1 << 14;
 
@@ -127,7 +129,7 @@ impl Spin {
 
     /// What the last move was good for tells when the next one is.
     fn note_move(&mut self) {
-        self.turns_max = if self.apart < TURNS { (2 * self.turns_max).min(TURNS_MAX) } else { TURNS };
+        self.turns_max = if self.apart < WORTH { (2 * self.turns_max).min(TURNS_MAX) } else { TURNS };
         self.apart = 0;
     }
 
@@ -233,7 +235,7 @@ mod tests {
         assert_eq!(2 * TURNS, spin.turns_max, "nothing came of it yet");
         spin.note_move();
         assert_eq!(4 * TURNS, spin.turns_max);
-        (0..TURNS).for_each(|_| assert!(spin.until(places, || true)));
+        (0..WORTH).for_each(|_| assert!(spin.until(places, || true)));
         spin.note_move();
         assert_eq!(TURNS, spin.turns_max, "the last one was worth it");
         spin.note_move();
