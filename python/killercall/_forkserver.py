@@ -109,3 +109,7 @@ def _preload(modules: str) -> None:
     for name in modules.split(","):
         with contextlib.suppress(BaseException):
             importlib.import_module(name)
+    if "logging" in sys.modules:
+        # Then each worker forwards records from its start, and would import this by itself.
+        with contextlib.suppress(BaseException):
+            importlib.import_module("killercall._records")
