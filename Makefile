@@ -44,7 +44,7 @@ wheel: $(VENV)/.wheel
 demo: $(VENV)/.demo
 	$(BIN)/python examples/garch_sp500.py
 
-test: test-rust test-python test-package test-wheel
+test: test-rust test-python coverage test-package test-wheel
 
 test-rust: | $(BIN)/python
 	PYO3_PYTHON=$(abspath $(BIN)/python) LD_LIBRARY_PATH=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR') or '')") cargo test --quiet
