@@ -164,7 +164,8 @@ impl WorkerChannel {
     /// Whether the next call is of the same request as the one before and has started. Any other one is left
     /// to [`try_receive`](Self::try_receive).
     pub fn try_next(&mut self) -> Result<bool, Corrupt> {
-        if !self.begun.is_some_and(|begun| begun.started < begun.count) || !self.claim()? {
+        let is_done = self.begun.is_none_or(|begun| begun.started >= begun.count);
+        if is_done || !self.claim()? {
             return Ok(false);
         }
         match self.claimed_call()? {
