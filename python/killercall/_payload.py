@@ -65,13 +65,11 @@ class Serializer(Protocol):
 
     def dumps(self, obj: Any, /) -> bytes:
         """To bytes."""
-        # A protocol has no bodies; checkers want the type, and whoever inherits is to be told.
-        raise NotImplementedError
+        raise NotImplementedError  # A protocol: whoever inherits without it is to be told.
 
     def loads(self, data: bytes, /) -> Any:
         """And back."""
-        # As above.
-        raise NotImplementedError
+        raise NotImplementedError  # A protocol: whoever inherits without it is to be told.
 
 
 # How deep and how far to look for what pickle cannot do alone.

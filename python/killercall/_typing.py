@@ -133,8 +133,7 @@ class KillerMethod(Generic[P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> KillerFunction[P, R]:
         """The function."""
-        # Only type checkers see this class, and a body has to return or raise.
-        raise NotImplementedError
+        raise NotImplementedError  # For type checkers only, which want a body to return or raise.
 
 
 class Decorator(Generic[E]):
@@ -156,5 +155,4 @@ class Decorator(Generic[E]):
 
     def __call__(self, func: Any, /) -> Any:
         """The decorated function."""
-        # As above: this module is never imported.
-        raise NotImplementedError
+        raise NotImplementedError  # For type checkers only: this module is never imported.
